@@ -1,0 +1,1 @@
+"""torchvision detectors on timm backbones: building, data, training, COCO evaluation, distribution."""

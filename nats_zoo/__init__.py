@@ -1,0 +1,36 @@
+"""Detection backbones with searched dilations, as timm models.
+
+Importing this package registers the `nats_*` variants with timm. `nats_zoo.detection` and `nats_zoo.search` are
+imported on first use.
+"""
+
+import importlib
+
+from . import nats_resnet  # registers the variants
+from .batch_norm import recalibrate_bn
+from .errors import GenotypeError, NatsError
+from .genotype import Genotype, Run, published_genotypes
+from .regrouped_conv import RegroupedConv2d
+from .transform import transform
+from .version import __version__
+
+_LAZY_PACKAGES = ("detection", "search")
+
+__all__ = [
+    "Genotype",
+    "GenotypeError",
+    "NatsError",
+    "RegroupedConv2d",
+    "Run",
+    "__version__",
+    "nats_resnet",
+    "published_genotypes",
+    "recalibrate_bn",
+    "transform",
+]
+
+
+def __getattr__(name: str):
+    if name in _LAZY_PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

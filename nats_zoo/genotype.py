@@ -1,0 +1,363 @@
+"""The genotype: which dilation each output channel of each convolution uses. Plain data, read strictly.
+
+A genotype file is JSON:
+
+    {"format": 1,
+     "architecture": "resnet50",
+     "convs": {"layer2.0.conv2": [[80, 1, 1], [32, 3, 3], [16, 1, 3]]},
+     "gains": {"layer2.0.conv2": [1.0, 0.93, 1.1]},
+     "provenance": {"method": "mixture", "space": "C"}}
+
+Each run is `[channels, dilation_h, dilation_w]`, in the convolution's own output-channel order.
+"""
+
+import ast
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import GenotypeError
+
+FORMAT = 1
+MAX_FILE_BYTES = 16 * 2**20
+MAX_DILATION = 1024  # far beyond any feature map; keeps a damaged file from asking for gigabytes of padding
+GENOTYPE_DIR = Path(__file__).parent / "genotypes"
+
+Dilation = tuple[int, int]
+PLAIN: Dilation = (1, 1)
+
+
+class Run(NamedTuple):
+    """Consecutive output channels with one dilation."""
+
+    channels: int
+    dilation_h: int
+    dilation_w: int
+
+    @property
+    def dilation(self) -> Dilation:
+        return (self.dilation_h, self.dilation_w)
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """The whole discovered scheme of one architecture. Treat its dictionaries as read-only.
+
+    Attributes:
+        architecture: timm's name of the plain network, such as `resnet50`.
+        convs: runs per convolution, keyed by the convolution's name in the plain network. The channels of a
+            convolution's runs add up to its `out_channels`. Convolutions not named stay plain.
+        gains: optional factor on the kernel, one per run, for some of the convolutions.
+        provenance: where it comes from: method, space, dataset, weights, seed, command, metrics.
+        source: what error messages call it (a file's path); not part of the genotype.
+    """
+
+    architecture: str
+    convs: Mapping[str, tuple[Run, ...]]
+    gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    source: str = field(default="genotype", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_architecture(self.architecture, self.source)
+        convs = {name: _read_runs(runs, name, self.source) for name, runs in _items(self.convs, "convs", self.source)}
+        gains = {
+            name: _read_gains(values, name, convs, self.source)
+            for name, values in _items(self.gains, "gains", self.source)
+        }
+        provenance = dict(_items(self.provenance, "provenance", self.source))
+        for name, value in (("convs", convs), ("gains", gains), ("provenance", provenance)):
+            object.__setattr__(self, name, value)
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Genotype":
+        """Read a genotype file.
+
+        Raises:
+            GenotypeError: naming the file, the convolution or key, and what was expected.
+        """
+        return cls.from_dict(_read_json(Path(path)), source=str(path))
+
+    @classmethod
+    def from_dict(cls, data: Any, source: str = "genotype") -> "Genotype":
+        """Build from the JSON form; `source` is what error messages call it."""
+        known = {"format", "architecture", "convs", "gains", "provenance"}
+        data = dict(_items(data, "the genotype", source))
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise GenotypeError(f"{source}: unknown key {unknown[0]!r}, expected only {', '.join(sorted(known))}")
+        for key in ("format", "architecture", "convs"):
+            if key not in data:
+                raise GenotypeError(f"{source}: key {key!r} is missing")
+        if type(data["format"]) is not int or data["format"] != FORMAT:
+            raise GenotypeError(f"{source}: format is {data['format']!r}, this version reads format {FORMAT}")
+        return cls(
+            architecture=data["architecture"],
+            convs=data["convs"],
+            gains=data.get("gains", {}),
+            provenance=data.get("provenance", {}),
+            source=source,
+        )
+
+    @classmethod
+    def from_ic_conv(cls, path: str | os.PathLike, architecture: str) -> "Genotype":
+        """Read one of Inception Convolution's published pattern files (arXiv 2012.13587).
+
+        They are JSON lists with one object per 3x3 convolution of the four stages in network order,
+        `{"(dilation_h - 1, dilation_w - 1)": channels}`, channels packed in that order.
+
+        Args:
+            path: the pattern file.
+            architecture: timm's name of the network it was made for, such as `resnet50`.
+
+        Raises:
+            GenotypeError: malformed file, or a pattern that does not fit the architecture.
+        """
+        patterns = _read_json(Path(path))
+        names = _stage_convs_3x3(architecture, str(path))
+        if not isinstance(patterns, list) or len(patterns) != len(names):
+            found = f"{len(patterns)} patterns" if isinstance(patterns, list) else type(patterns).__name__
+            raise GenotypeError(
+                f"{path}: expected a list of {len(names)} patterns, one per 3x3 convolution of {architecture},"
+                f" found {found}"
+            )
+        convs = {name: _ic_conv_runs(p, name, str(path)) for name, p in zip(names, patterns, strict=True)}
+        provenance = {"method": "ic_conv", "note": f"converted from the pattern file {Path(path).name}"}
+        return cls(architecture=architecture, convs=convs, provenance=provenance, source=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, a deep copy made of plain dicts, lists, strings and numbers."""
+        data: dict[str, Any] = {
+            "format": FORMAT,
+            "architecture": self.architecture,
+            "convs": {name: [list(run) for run in runs] for name, runs in self.convs.items()},
+        }
+        if self.gains:
+            data["gains"] = {name: list(values) for name, values in self.gains.items()}
+        if self.provenance:
+            data["provenance"] = json.loads(json.dumps(self.provenance))
+        return data
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the genotype file: beside its target, then renamed, so that it is whole or absent."""
+        path = Path(path)
+        text = _format_json(self.to_dict())
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            file.write(text)
+        os.chmod(file.name, 0o644)  # NamedTemporaryFile is private to its owner, a result file is not
+        os.replace(file.name, path)
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over what the network computes: architecture, runs and gains, not the provenance."""
+        content = {k: v for k, v in self.to_dict().items() if k != "provenance"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def dilation_shares(self) -> dict[str, dict[Dilation, float]]:
+        """Share of output channels per dilation, for each convolution (the paper's intensity I^g), in 0..1."""
+        shares: dict[str, dict[Dilation, float]] = {}
+        for name, runs in self.convs.items():
+            total = sum(run.channels for run in runs)
+            counts: dict[Dilation, int] = {}
+            for run in runs:
+                counts[run.dilation] = counts.get(run.dilation, 0) + run.channels
+            shares[name] = {dilation: counts[dilation] / total for dilation in sorted(counts, key=_dilation_order)}
+        return shares
+
+    def share_changed(self) -> float:
+        """Share of the named convolutions' output channels whose dilation is not (1, 1), in 0..1."""
+        runs = [run for runs in self.convs.values() for run in runs]
+        total = sum(run.channels for run in runs)
+        return sum(run.channels for run in runs if run.dilation != PLAIN) / total if total else 0.0
+
+    def __str__(self) -> str:
+        shares = self.dilation_shares()
+        columns = sorted({d for row in shares.values() for d in row}, key=_dilation_order)
+        width = max([len(name) for name in shares] + [11])
+        header = [f"{'convolution':<{width}}  channels"] + [f"{h}x{w}".rjust(6) for h, w in columns]
+        lines = [f"{self.architecture}: {len(shares)} convolutions, {self.share_changed():.0%} of channels changed"]
+        lines.append("  ".join(header))
+        for name, row in shares.items():
+            channels = sum(run.channels for run in self.convs[name])
+            cells = [f"{row[d]:.0%}".rjust(6) if d in row else "     ." for d in columns]
+            lines.append("  ".join([f"{name:<{width}}  {channels:>8}", *cells]))
+        return "\n".join(lines)
+
+
+def resolve_genotype(genotype: "Genotype | Mapping | str | os.PathLike") -> Genotype:
+    """Turn what users pass as `genotype=` into a Genotype.
+
+    Args:
+        genotype: a Genotype, its JSON form, the name of a published one (see `published_genotypes`), or a file's path.
+
+    Raises:
+        GenotypeError: no such name or file, or a malformed genotype.
+    """
+    if isinstance(genotype, Genotype):
+        return genotype
+    if isinstance(genotype, Mapping):
+        return Genotype.from_dict(genotype)
+    if not isinstance(genotype, str | os.PathLike):
+        raise GenotypeError(f"genotype: expected a name, a path, a dict or a Genotype, got {type(genotype).__name__}")
+    if isinstance(genotype, str) and genotype in published_genotypes():
+        return Genotype.load(GENOTYPE_DIR / f"{genotype}.json")
+    if not Path(genotype).is_file():
+        names = ", ".join(published_genotypes()) or "none"
+        raise GenotypeError(f"{genotype}: no such genotype file, nor a published genotype (those are: {names})")
+    return Genotype.load(genotype)
+
+
+def published_genotypes() -> list[str]:
+    """Names of the genotypes that come with the package."""
+    return sorted(path.stem for path in GENOTYPE_DIR.glob("*.json"))
+
+
+def runs_from_channels(dilations: Iterable[Dilation]) -> tuple[Run, ...]:
+    """Runs from one dilation per output channel; neighbours with the same dilation become one run."""
+    runs: list[Run] = []
+    for dilation in dilations:
+        if runs and runs[-1].dilation == dilation:
+            runs[-1] = runs[-1]._replace(channels=runs[-1].channels + 1)
+        else:
+            runs.append(Run(1, *dilation))
+    return tuple(runs)
+
+
+def _dilation_order(dilation: Dilation) -> tuple[bool, Dilation]:
+    return (dilation[0] != dilation[1], dilation)  # isotropic ones first
+
+
+def _items(value: Any, what: str, source: str) -> list[tuple[str, Any]]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise GenotypeError(f"{source}: {what} must be an object with string keys, found {type(value).__name__}")
+    return list(value.items())
+
+
+def _check_architecture(architecture: Any, source: str) -> None:
+    if not isinstance(architecture, str) or not architecture:
+        raise GenotypeError(f"{source}: architecture must be a timm model name, found {_short(architecture)}")
+
+
+def _read_runs(runs: Any, name: str, source: str) -> tuple[Run, ...]:
+    if not isinstance(runs, list | tuple) or not runs:
+        raise GenotypeError(f"{source}: {name}: expected a non-empty list of runs, found {_short(runs)}")
+    return tuple(_read_run(run, name, source) for run in runs)
+
+
+def _read_run(run: Any, name: str, source: str) -> Run:
+    # type() and not isinstance(): True is an int to Python, and no number of channels
+    if not isinstance(run, list | tuple) or len(run) != 3 or any(type(v) is not int for v in run) or min(run) < 1:
+        raise GenotypeError(
+            f"{source}: {name}: a run must be [channels, dilation_h, dilation_w], three positive integers,"
+            f" found {_short(run)}"
+        )
+    if max(run[1:]) > MAX_DILATION:
+        raise GenotypeError(f"{source}: {name}: dilation {max(run[1:])} is beyond the largest allowed, {MAX_DILATION}")
+    return Run(*run)
+
+
+def _read_gains(values: Any, name: str, convs: Mapping[str, tuple[Run, ...]], source: str) -> tuple[float, ...]:
+    if name not in convs:
+        raise GenotypeError(f"{source}: gains name the convolution {name!r}, which is not among convs")
+    if not isinstance(values, list | tuple) or len(values) != len(convs[name]):
+        raise GenotypeError(f"{source}: {name}: expected {len(convs[name])} gains, one per run, found {_short(values)}")
+    for value in values:
+        if type(value) not in (int, float) or not _is_finite(value):
+            raise GenotypeError(f"{source}: {name}: a gain must be a finite number, found {_short(value)}")
+    return tuple(float(value) for value in values)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of float
+        return False
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise GenotypeError(f"{path}: {size} bytes is too large for a genotype (limit {MAX_FILE_BYTES})")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise GenotypeError(f"{path}: can not be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise GenotypeError(f"{path}: not JSON: not UTF-8 text") from error
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: _unique_keys(pairs, path))
+    except RecursionError as error:
+        raise GenotypeError(f"{path}: not JSON of a genotype: nested too deeply") from error
+    except GenotypeError:
+        raise
+    except ValueError as error:  # JSONDecodeError, or an integer with more digits than Python converts
+        raise GenotypeError(f"{path}: not JSON: {error}") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise GenotypeError(f"{path}: key {twice!r} appears twice in one object")
+    return result
+
+
+def _format_json(data: dict[str, Any]) -> str:
+    """One line per convolution: a diff of two genotypes is then readable."""
+    blocks = []
+    for key, value in data.items():
+        if key in ("convs", "gains"):
+            rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in value.items())
+            blocks.append(f"  {json.dumps(key)}: {{\n{rows}\n  }}")
+        else:
+            blocks.append(f"  {json.dumps(key)}: " + json.dumps(value, indent=2).replace("\n", "\n  "))
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
+
+
+def _stage_convs_3x3(architecture: str, source: str) -> list[str]:
+    """Names of a timm network's 3x3 convolutions in its stages (the stem left out), in network order."""
+    import timm
+    import torch
+
+    if not timm.is_model(architecture):
+        raise GenotypeError(f"{source}: {architecture!r} is no timm model")
+    with torch.device("meta"):
+        model = timm.create_model(architecture)
+    stages = tuple(info["module"] for info in model.feature_info[1:])
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3) and name.startswith(stages)
+    ]
+
+
+def _ic_conv_runs(pattern: Any, name: str, source: str) -> tuple[Run, ...]:
+    runs = []
+    for key, channels in _items(pattern, f"the pattern of {name}", source):
+        try:
+            extra = ast.literal_eval(key)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            extra = None
+        is_pair = isinstance(extra, tuple) and len(extra) == 2 and all(type(v) is int for v in extra)
+        if not is_pair:
+            raise GenotypeError(f"{source}: {name}: expected keys like '(0, 1)', found {_short(key)}")
+        if channels == 0:
+            continue  # the published files list every pattern, used or not
+        runs.append(_read_run([channels, extra[0] + 1, extra[1] + 1], name, source))
+    return _read_runs(runs, name, source)

@@ -1,0 +1,105 @@
+"""NATS ResNets: timm's ResNets with searched dilations.
+
+Efficient Neural Architecture Transformation Search in Channel-Level for Object Detection
+- https://arxiv.org/abs/1909.02293
+
+A variant is timm's ResNet of the same name with some of its convolutions regrouped by a genotype: same parameters,
+same multiply-adds, same state dict, so that timm's ImageNet weights load strictly. Made as detection backbones: the
+logits of a regrouped classifier are not ImageNet-accurate before fine-tuning.
+"""
+
+import os
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from timm.models import DefaultCfg, build_model_with_cfg, get_arch_pretrained_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from .errors import GenotypeError
+from .genotype import Genotype, resolve_genotype
+from .transform import VARIANT_PREFIX, check_architecture, transform
+
+__all__ = ["DEFAULT_GENOTYPES", "NatsResNet"]
+
+# Published genotype files never change: a better one is a new file and a new line here.
+DEFAULT_GENOTYPES: dict[str, str] = {}
+
+# The old training recipe, on which detection papers' baselines stand.
+DEFAULT_TAG = "tv_in1k"
+
+
+class NatsResNet(ResNet):
+    """timm's ResNet, transformed by a genotype in its constructor.
+
+    Args:
+        architecture: timm's name of the plain network.
+        genotype: a Genotype, its JSON form, a published name or a file's path; None: the architecture's default.
+        **kwargs: as for timm's ResNet.
+
+    Attributes:
+        genotype: the genotype it runs.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        architecture: str,
+        genotype: Genotype | Mapping | str | os.PathLike | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.genotype = resolve_genotype(_default_genotype(architecture) if genotype is None else genotype)
+        check_architecture(self.genotype, architecture)
+        transform(self, self.genotype)
+
+    # timm sets `_model_args` after construction and writes it into config.json; there the genotype, the default one
+    # included, must travel as data: a path means nothing elsewhere and a default may change.
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        return self._timm_args
+
+    @_model_args.setter
+    def _model_args(self, args: Mapping[str, Any]) -> None:
+        self._timm_args = dict(args, genotype=self.genotype.to_dict())
+
+
+def _default_genotype(architecture: str) -> str:
+    if architecture not in DEFAULT_GENOTYPES:
+        raise GenotypeError(f"{VARIANT_PREFIX}{architecture}: no default genotype is published yet, pass genotype=")
+    return DEFAULT_GENOTYPES[architecture]
+
+
+def _derive_cfgs(architecture: str) -> DefaultCfg:
+    """The plain architecture's pretrained cfgs under the same tags, `tv_in1k` first: first is timm's default."""
+    cfgs = {cfg.tag: replace(cfg, architecture=None) for cfg in get_arch_pretrained_cfgs(architecture).values()}
+    tags = sorted(cfgs, key=lambda tag: tag != DEFAULT_TAG)
+    return DefaultCfg(tags=deque(tags), cfgs=cfgs, is_pretrained=True)
+
+
+default_cfgs = {VARIANT_PREFIX + name: _derive_cfgs(name) for name in ("resnet18", "resnet50")}
+
+
+def _create_nats_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    saved = (kwargs.get("pretrained_model_args") or {}).get("genotype")
+    if saved is not None and not isinstance(saved, Mapping):
+        # A downloaded config must not make us read a file of its choice.
+        raise GenotypeError(f"config.json: model_args: genotype must be the genotype itself, found {saved!r}")
+    return build_model_with_cfg(
+        NatsResNet, variant, pretrained, architecture=variant.removeprefix(VARIANT_PREFIX), **kwargs
+    )
+
+
+@register_model
+def nats_resnet18(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNet-18 with a searched genotype."""
+    model_args = dict(block=BasicBlock, layers=(2, 2, 2, 2))
+    return _create_nats_resnet("nats_resnet18", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnet50(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNet-50 with a searched genotype."""
+    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3))
+    return _create_nats_resnet("nats_resnet50", pretrained, **dict(model_args, **kwargs))

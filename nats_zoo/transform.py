@@ -1,0 +1,83 @@
+"""Apply a genotype to a network."""
+
+import os
+from collections.abc import Mapping
+
+from torch import nn
+
+from .errors import GenotypeError
+from .genotype import Genotype, resolve_genotype
+from .regrouped_conv import RegroupedConv2d
+
+VARIANT_PREFIX = "nats_"
+
+# What timm.utils.reparameterize_model calls on blocks; such a hook rebuilds a plain Conv2d out of its convolutions
+# and would silently drop the dilations.
+_REPARAMETERIZE_HOOKS = ("reparameterize", "fuse", "switch_to_deploy")
+
+
+def transform(model: nn.Module, genotype: Genotype | Mapping | str | os.PathLike) -> nn.Module:
+    """Regroup the convolutions that a genotype names, in place; all of them or, on an error, none.
+
+    Weights stay where they are: the state dict's keys and shapes do not change.
+
+    Args:
+        model: a timm network (before `features_only` wrapping, which renames convolutions in some), or any module
+            whose convolutions bear the genotype's names.
+        genotype: a Genotype, its JSON form, a published name or a file's path.
+
+    Returns:
+        The same model.
+
+    Raises:
+        GenotypeError: another architecture, an unknown convolution, runs that do not fit it, or a convolution
+            inside a block that rebuilds it for deployment.
+    """
+    genotype = resolve_genotype(genotype)
+    found = architecture_of(model)
+    if found is not None:
+        check_architecture(genotype, found)
+    modules = dict(model.named_modules())
+    regrouped = {name: _regroup(modules, name, genotype) for name in genotype.convs}
+    for name, conv in regrouped.items():
+        model.set_submodule(name, conv)
+    return model
+
+
+def architecture_of(model: nn.Module) -> str | None:
+    """timm's name of the plain network, or None for a network that timm did not build."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    name = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
+    return name.removeprefix(VARIANT_PREFIX) if name else None
+
+
+def check_architecture(genotype: Genotype, architecture: str) -> None:
+    """Raise GenotypeError unless the genotype is for this (plain) architecture."""
+    if genotype.architecture != architecture:
+        raise GenotypeError(
+            f"{genotype.source}: the genotype is for the architecture {genotype.architecture!r}, the model is"
+            f" {architecture!r}"
+        )
+
+
+def _regroup(modules: dict[str, nn.Module], name: str, genotype: Genotype) -> RegroupedConv2d:
+    conv = modules.get(name)
+    if conv is None:
+        raise GenotypeError(f"{genotype.source}: the model has no convolution named {name!r}")
+    where = f"{genotype.source}: {name}"
+    if not isinstance(conv, nn.Conv2d):
+        raise GenotypeError(f"{where} is a {type(conv).__name__}, expected a Conv2d")
+    _refuse_foreign_hooks(modules, name, where)
+    return RegroupedConv2d.from_conv(conv, genotype.convs[name], genotype.gains.get(name), name=where)
+
+
+def _refuse_foreign_hooks(modules: dict[str, nn.Module], name: str, where: str) -> None:
+    owner = name
+    while "." in owner:
+        owner = owner.rpartition(".")[0]
+        hooks = [hook for hook in _REPARAMETERIZE_HOOKS if callable(getattr(modules[owner], hook, None))]
+        if hooks:
+            raise GenotypeError(
+                f"{where} lies in the {type(modules[owner]).__name__} {owner!r}, whose {hooks[0]}() rebuilds a plain"
+                " convolution; such blocks can not be regrouped"
+            )

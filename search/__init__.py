@@ -1,0 +1,1 @@
+"""Finds genotypes: a differentiable, channel-level search over dilations."""
