@@ -1,1 +1,21 @@
 """torchvision detectors on timm backbones: building, data, training, COCO evaluation, distribution."""
+
+from .coco_eval import Metrics, evaluate, predict
+from .datasets import CocoDataset, DataError
+from .detectors import DetectorConfig, create_detector
+from .hub import from_pretrained, save_detector
+from .trainer import TrainConfig, Trainer
+
+__all__ = [
+    "CocoDataset",
+    "DataError",
+    "DetectorConfig",
+    "Metrics",
+    "TrainConfig",
+    "Trainer",
+    "create_detector",
+    "evaluate",
+    "from_pretrained",
+    "predict",
+    "save_detector",
+]

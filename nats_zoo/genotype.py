@@ -16,13 +16,13 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import GenotypeError
+from .files import write_text
 
 FORMAT = 1
 MAX_FILE_BYTES = 16 * 2**20
@@ -149,14 +149,7 @@ class Genotype:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the genotype file: beside its target, then renamed, so that it is whole or absent."""
-        path = Path(path)
-        text = _format_json(self.to_dict())
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)  # NamedTemporaryFile is private to its owner, a result file is not
-        os.replace(file.name, path)
+        write_text(path, _format_json(self.to_dict()))
 
     def fingerprint(self) -> str:
         """sha256 (hex) over what the network computes: architecture, runs and gains, not the provenance."""

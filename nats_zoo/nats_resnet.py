@@ -21,7 +21,7 @@ from .errors import GenotypeError
 from .genotype import Genotype, resolve_genotype
 from .transform import VARIANT_PREFIX, check_architecture, transform
 
-__all__ = ["DEFAULT_GENOTYPES", "NatsResNet"]
+__all__ = ["DEFAULT_GENOTYPES", "NatsResNet", "default_genotype"]
 
 # Published genotype files never change: a better one is a new file and a new line here.
 DEFAULT_GENOTYPES: dict[str, str] = {}
@@ -50,7 +50,7 @@ class NatsResNet(ResNet):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.genotype = resolve_genotype(_default_genotype(architecture) if genotype is None else genotype)
+        self.genotype = resolve_genotype(default_genotype(architecture) if genotype is None else genotype)
         check_architecture(self.genotype, architecture)
         transform(self, self.genotype)
 
@@ -65,7 +65,8 @@ class NatsResNet(ResNet):
         self._timm_args = dict(args, genotype=self.genotype.to_dict())
 
 
-def _default_genotype(architecture: str) -> str:
+def default_genotype(architecture: str) -> str:
+    """Name of the published genotype that a variant runs unless told otherwise; `architecture` is the plain one."""
     if architecture not in DEFAULT_GENOTYPES:
         raise GenotypeError(f"{VARIANT_PREFIX}{architecture}: no default genotype is published yet, pass genotype=")
     return DEFAULT_GENOTYPES[architecture]

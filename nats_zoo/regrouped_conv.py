@@ -134,17 +134,21 @@ class RegroupedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self._gain is None else self.weight * self._gain
+        return self.convolve(x, weight, self.bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Run another kernel and bias of the same shapes at this module's dilations; gains are not applied."""
         if len(self._branches) == 1:
-            return self._convolve(x, weight, self.bias, self._branches[0])
-        outputs = [self._run_branch(x, weight, branch) for branch in self._branches]
+            return self._convolve(x, weight, bias, self._branches[0])
+        outputs = [self._run_branch(x, weight, bias, branch) for branch in self._branches]
         if self._restore is not None:
             return torch.cat(outputs, 1).index_select(1, self._restore)
         return torch.cat([outputs[branch][:, start:stop] for branch, start, stop in self._order], 1)
 
-    def _run_branch(self, x: Tensor, weight: Tensor, branch: _Branch) -> Tensor:
-        bias = None if self.bias is None else _take(self.bias, branch.out_slices, 0)
+    def _run_branch(self, x: Tensor, weight: Tensor, bias: Tensor | None, branch: _Branch) -> Tensor:
         inputs = _take(x, branch.in_slices, 1) if branch.in_slices else x
-        return self._convolve(inputs, _take(weight, branch.out_slices, 0), bias, branch)
+        part = None if bias is None else _take(bias, branch.out_slices, 0)
+        return self._convolve(inputs, _take(weight, branch.out_slices, 0), part, branch)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, branch: _Branch) -> Tensor:
         return F.conv2d(x, weight, bias, self.stride, branch.padding, branch.dilation, branch.groups)

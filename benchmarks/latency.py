@@ -1,0 +1,330 @@
+"""Latency of a NATS variant against its plain timm twin, both as detection backbones (features_only, four maps).
+
+Three networks with the same weights take turns in one run, so that a change of the machine's clock or load meets
+all of them alike:
+
+    plain   timm's network
+    nats    the same network with a genotype: one convolution per dilation (merge)
+    naive   the same computation as published code of this kind does it: one small convolution per run of channels
+
+A round times each network once; the ratio to plain is taken per round. Reported are the median latency, the median
+ratio and the interquartile range (IQR) of the ratios. Before timing, nats and naive must give the same maps.
+
+    python benchmarks/latency.py --model nats_resnet50 --genotype uniform ic16 --size 800 1216 --csv latency.csv
+"""
+
+import argparse
+import csv
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import nats_zoo
+from nats_zoo import Genotype, NatsError, RegroupedConv2d
+from nats_zoo.genotype import Dilation, Run, resolve_genotype, runs_from_channels
+from nats_zoo.nats_resnet import DEFAULT_GENOTYPES
+from nats_zoo.transform import VARIANT_PREFIX
+
+GROUPS = 16
+SPACE_C_NARROW: tuple[Dilation, ...] = ((1, 1), (2, 2), (3, 3), (1, 3), (3, 1))
+SPACE_C: dict[str, tuple[Dilation, ...]] = {
+    "layer2": SPACE_C_NARROW,
+    "layer3": SPACE_C_NARROW,
+    "layer4": (*SPACE_C_NARROW, (4, 4), (5, 5), (1, 5), (5, 1)),
+}
+IC16_DILATIONS: tuple[Dilation, ...] = tuple((h, w) for h in range(1, 5) for w in range(1, 5))
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+class NaiveRegroupedConv2d(nn.Module):
+    """What a RegroupedConv2d computes, as one convolution per run whose outputs are concatenated.
+
+    Shape:
+        as the RegroupedConv2d it is made from.
+    """
+
+    def __init__(self, conv: RegroupedConv2d):
+        super().__init__()
+        self.pieces = nn.ModuleList()
+        self.in_ranges: list[tuple[int, int]] = []
+        outs, ins = conv.out_channels // conv.groups, conv.in_channels // conv.groups
+        start = 0
+        for index, run in enumerate(conv.runs):
+            stop = start + run.channels
+            gain = 1.0 if conv.gains is None else conv.gains[index]
+            groups = 1 if conv.groups == 1 else run.channels // outs
+            self.in_ranges.append((0, ins) if conv.groups == 1 else (start // outs * ins, stop // outs * ins))
+            self.pieces.append(_conv_of_run(conv, run, groups, conv.weight[start:stop] * gain))
+            start = stop
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = zip(self.pieces, self.in_ranges, strict=True)
+        return torch.cat([piece(x[:, start:stop]) for piece, (start, stop) in pairs], 1)
+
+
+def _conv_of_run(conv: RegroupedConv2d, run: Run, groups: int, weight: Tensor) -> nn.Conv2d:
+    dilation = tuple(d * d0 for d, d0 in zip(run.dilation, conv.dilation, strict=True))
+    padding = tuple(
+        p + (d - d0) * (k - 1) // 2
+        for p, d, d0, k in zip(conv.padding, dilation, conv.dilation, conv.kernel_size, strict=True)
+    )
+    piece = nn.Conv2d(
+        weight.shape[1] * groups, run.channels, conv.kernel_size, conv.stride, padding, dilation, groups, bias=False
+    )
+    piece.weight = nn.Parameter(weight.detach().clone())
+    return piece
+
+
+def conv2_channels(architecture: str, stages: Iterable[str]) -> dict[str, int]:
+    """Output channels of every block's `conv2` in the given stages of a timm ResNet, by convolution name."""
+    with torch.device("meta"):
+        model = timm.create_model(architecture)
+    prefixes = tuple(f"{stage}." for stage in stages)
+    return {
+        name: module.out_channels
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and name.startswith(prefixes) and name.endswith(".conv2")
+    }
+
+
+def uniform_genotype(architecture: str, seed: int = 0) -> Genotype:
+    """A genotype drawn uniformly from space C: each of 16 groups per convolution takes any candidate, in layer2..4."""
+    rng = random.Random(seed)
+    convs = {}
+    for name, channels in conv2_channels(architecture, SPACE_C).items():
+        candidates = SPACE_C[name.partition(".")[0]]
+        drawn = [rng.choice(candidates) for _ in range(GROUPS)]
+        convs[name] = runs_from_channels(d for d in drawn for _ in range(channels // GROUPS))
+    note = {"method": "uniform", "space": "C", "groups": GROUPS, "seed": seed}
+    return Genotype(architecture, convs, provenance=note)
+
+
+def ic16_genotype(architecture: str) -> Genotype:
+    """All 16 dilations (1..4) x (1..4) in equal contiguous shares, in all four stages: Inception Convolution's kind."""
+    stages = ("layer1", *SPACE_C)
+    convs = {
+        name: tuple(Run(channels // len(IC16_DILATIONS), *dilation) for dilation in IC16_DILATIONS)
+        for name, channels in conv2_channels(architecture, stages).items()
+    }
+    return Genotype(architecture, convs, provenance={"method": "ic16"})
+
+
+def choose_genotype(name: str, model_name: str, seed: int) -> Genotype:
+    """The genotype that `--genotype NAME` means for a variant.
+
+    Raises:
+        GenotypeError: `default` where none is published, or no such file.
+    """
+    architecture = model_name.removeprefix(VARIANT_PREFIX)
+    if name == "uniform":
+        return uniform_genotype(architecture, seed)
+    if name == "ic16":
+        return ic16_genotype(architecture)
+    if name == "default":
+        if architecture not in DEFAULT_GENOTYPES:
+            raise NatsError(f"--genotype default: {model_name} has no default genotype yet")
+        return resolve_genotype(DEFAULT_GENOTYPES[architecture])
+    return resolve_genotype(name)
+
+
+def build_networks(model_name: str, genotype: Genotype) -> dict[str, nn.Module]:
+    """The plain, nats and naive backbones in eval mode, float32 on CPU, with the same random weights."""
+    # zero_init_last would zero every residual branch, and with it the difference between right and wrong dilations
+    options: dict[str, Any] = dict(features_only=True, out_indices=(1, 2, 3, 4), zero_init_last=False)
+    plain = timm.create_model(model_name.removeprefix(VARIANT_PREFIX), **options)
+    nats, naive = (timm.create_model(model_name, genotype=genotype, **options) for _ in range(2))
+    nats.load_state_dict(plain.state_dict())
+    naive.load_state_dict(plain.state_dict())
+    for name, module in list(naive.named_modules()):
+        if isinstance(module, RegroupedConv2d):
+            naive.set_submodule(name, NaiveRegroupedConv2d(module))
+    return {"plain": plain.eval(), "nats": nats.eval(), "naive": naive.eval()}
+
+
+@torch.inference_mode()
+def check_equal(nats: nn.Module, naive: nn.Module, images: Tensor) -> None:
+    """Compare the maps of both networks, to 1e-4 of each map's largest value.
+
+    Args:
+        images: (N, 3, H, W).
+
+    Raises:
+        NatsError: they differ, so that timing them would compare different computations.
+    """
+    for index, (ours, theirs) in enumerate(zip(nats(images), naive(images), strict=True)):
+        difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+        if not difference < 1e-4:  # NaN fails too
+            raise NatsError(f"latency: map {index} of nats and naive differ by {difference:.2g} of its largest value")
+
+
+def time_interleaved(
+    networks: Mapping[str, Callable[[Tensor], Any]], images: Tensor, repeats: int, warmup: int
+) -> dict[str, list[float]]:
+    """Milliseconds per forward pass, one entry per round, for networks that take turns.
+
+    Args:
+        images: (N, 3, H, W), on the networks' device.
+    """
+    times: dict[str, list[float]] = {name: [] for name in networks}
+    with torch.inference_mode():
+        for done in tqdm(range(warmup + repeats), desc="rounds", leave=False, disable=None):
+            for name, network in networks.items():
+                elapsed = _time_once(network, images)
+                if done >= warmup:
+                    times[name].append(elapsed)
+    return times
+
+
+def _time_once(network: Callable[[Tensor], Any], images: Tensor) -> float:
+    _synchronise(images.device)
+    start = time.perf_counter()
+    network(images)
+    _synchronise(images.device)
+    return 1000 * (time.perf_counter() - start)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def summarise(times: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """One row per network: median latency in ms, median and quartiles of the per-round ratio to `plain`."""
+    rows = []
+    for name, values in times.items():
+        ratios = [value / plain for value, plain in zip(values, times["plain"], strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        rows.append(dict(network=name, median_ms=statistics.median(values), ratio=median, ratio_q1=low, ratio_q3=high))
+    return rows
+
+
+def measure(genotype_name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Build, check and time the three networks for one genotype; returns the rows of `summarise` with every flag."""
+    genotype = choose_genotype(genotype_name, args.model, args.seed)
+    networks = build_networks(args.model, genotype)
+    images = torch.rand(args.batch, 3, *args.size, generator=torch.Generator().manual_seed(args.seed))
+    check_equal(networks["nats"], networks["naive"], images[:1])
+    placement = dict(device=args.device, dtype=DTYPES[args.dtype], memory_format=MEMORY_FORMATS[args.memory_format])
+    for name, network in networks.items():
+        networks[name] = network.to(**placement)
+        if args.compile:
+            networks[name] = torch.compile(network)
+    times = time_interleaved(networks, images.to(**placement), args.repeats, args.warmup)
+    facts = dict(genotype=genotype_name, fingerprint=genotype.fingerprint()[:12])
+    return [row | facts | describe_run(args) for row in summarise(times)]
+
+
+def describe_run(args: argparse.Namespace) -> dict[str, Any]:
+    """Every flag, the device's name and the versions that a latency depends on."""
+    flags = {key: value for key, value in vars(args).items() if key not in ("genotype", "csv")}
+    flags["size"] = "x".join(str(side) for side in args.size)
+    versions = dict(torch=torch.__version__, timm=timm.__version__, nats_zoo=nats_zoo.__version__)
+    return flags | dict(threads=torch.get_num_threads(), device_name=device_name(args.device)) | versions
+
+
+def device_name(device: str) -> str:
+    """The GPU's or the CPU's model name."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print one line per genotype and network."""
+    width = max(len("genotype"), *(len(row["genotype"]) for row in rows))
+    print(f"{'genotype':<{width}}  network  median ms  ratio to plain  IQR of ratio")
+    for row in rows:
+        spread = f"{row['ratio_q1']:.3f} to {row['ratio_q3']:.3f}"
+        print(
+            f"{row['genotype']:<{width}}  {row['network']:<7}  {row['median_ms']:>9.2f}  {row['ratio']:>14.3f}  {spread}"
+        )
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the rows beside the target, then rename: the file is whole or absent."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", default="nats_resnet50", help="a nats_* variant; its twin is the name without nats_")
+    add(
+        "--genotype",
+        nargs="+",
+        default=["uniform", "ic16"],
+        metavar="NAME",
+        help="uniform: drawn from space C, 16 groups, layer2 to layer4; ic16: 16 dilations in equal contiguous shares, "
+        "layer1 to layer4; default: the variant's own; else a published name or a file",
+    )
+    add("--size", nargs=2, type=_positive, default=[512, 512], metavar=("H", "W"), help="input size in pixels")
+    add("--batch", type=_positive, default=1, help="images per forward pass")
+    add("--memory-format", choices=MEMORY_FORMATS, default="contiguous", help="of weights and images")
+    add("--dtype", choices=DTYPES, default="float32", help="of weights and images")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1")
+    add("--repeats", type=_at_least_two, default=20, help="timed rounds")
+    add("--warmup", type=_positive, default=3, help="rounds before timing starts")
+    add("--compile", action="store_true", help="torch.compile all three networks")
+    add("--threads", type=_positive, help="CPU threads; without it torch's own choice")
+    add("--seed", type=int, default=0, help="of the images and of the uniform genotype")
+    add("--csv", type=Path, metavar="FILE", help="also write the rows there")
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _at_least_two(text: str) -> int:
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{value} is too few for quartiles, expected at least 2")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for, print the table and write the CSV file; returns the exit code."""
+    args = parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    try:
+        rows = [row for name in args.genotype for row in measure(name, args)]
+    except NatsError as error:
+        print(f"latency: {error}", file=sys.stderr)
+        return 2
+    print_table(rows)
+    print(f"{rows[0]['device_name']}, {rows[0]['threads']} threads, torch {torch.__version__}, timm {timm.__version__}")
+    if args.csv:
+        write_csv(rows, args.csv)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Any timm network with `features_only` as a backbone with a feature pyramid for torchvision's detectors."""
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from ..errors import NatsError
+from ..genotype import Genotype, resolve_genotype
+from ..hub import resolve_folder
+from ..nats_resnet import default_genotype
+from ..transform import VARIANT_PREFIX
+
+PYRAMID_STRIDES = [4, 8, 16, 32]
+
+
+class BackboneWithFPN(nn.Module):
+    """A timm feature extractor and a feature pyramid on its maps at strides 4, 8, 16 and 32.
+
+    Args:
+        body: a timm `features_only` network that returns exactly those four maps.
+        out_channels: channels of every level of the pyramid.
+
+    Shape:
+        input (N, 3, H, W); output an ordered dict of (N, out_channels, H/s, W/s) under the keys '0' to '3' for
+        s = 4, 8, 16, 32, and 'pool' for s = 64: the keys that torchvision's detectors pool from.
+    """
+
+    def __init__(self, body: nn.Module, out_channels: int = 256):
+        super().__init__()
+        self.body = body
+        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), out_channels, extra_blocks=LastLevelMaxPool())
+        self.out_channels = out_channels
+        self._channels_last_axis = getattr(body, "output_fmt", "NCHW") == "NHWC"
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.body(images)
+        if self._channels_last_axis:
+            features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
+        return self.fpn(OrderedDict((str(level), feature) for level, feature in enumerate(features)))
+
+
+def create_body(name: str, genotype: Genotype | Mapping | str | None = None, weights: str | None = None) -> nn.Module:
+    """A timm `features_only` network that returns its maps at strides 4, 8, 16 and 32.
+
+    Args:
+        name: a timm model name, with a tag if wanted (`resnet50.tv_in1k`), plain or a nats variant.
+        genotype: what the nats variant runs; given with a plain name, the variant of that name is built.
+        weights: "pretrained" for timm's ImageNet weights; the folder, safetensors file or Hub repository of a timm
+            model of the same (plain) architecture; None for random ones.
+
+    Returns:
+        The network; its `genotype` is the Genotype it runs, or None.
+
+    Raises:
+        NatsError: no such model, no such maps, or weights that do not fit.
+    """
+    name, tag = _split_tag(name)
+    if genotype is not None and not name.startswith(VARIANT_PREFIX):
+        name = VARIANT_PREFIX + name
+    if not timm.is_model(name):
+        raise NatsError(f"backbone: timm has no model {name!r}")
+    if name.startswith(VARIANT_PREFIX):
+        genotype = resolve_genotype(genotype or default_genotype(name.removeprefix(VARIANT_PREFIX)))
+    arguments = {} if genotype is None else {"genotype": genotype}
+    arguments["out_indices"] = _pyramid_indices(name, arguments)
+    if weights == "pretrained":
+        body = _create(name + tag, pretrained=True, **arguments)
+    elif weights is None:
+        body = _create(name, **arguments)
+    else:
+        body = _create(name, pretrained=True, pretrained_cfg_overlay=_weights_overlay(name, weights), **arguments)
+    body.genotype = genotype  # the feature wrapper drops the network's own attribute
+    return body
+
+
+def freeze_stages(body: nn.Module, trainable_layers: int) -> None:
+    """Stop the gradient of all but the last stages, counted as torchvision does.
+
+    Args:
+        body: a timm `features_only` network.
+        trainable_layers: how many stages from the end stay trainable. A ResNet has five (the stem is one), so 5 or
+            more trains everything and 3 trains layer2 to layer4.
+
+    Raises:
+        NatsError: a network whose stages can not be told apart.
+    """
+    stages = _stages(body)
+    for stage in stages[: max(0, len(stages) - trainable_layers)]:
+        for module in stage:
+            module.requires_grad_(False)
+
+
+def _split_tag(name: str) -> tuple[str, str]:
+    base, dot, tag = name.partition(".")
+    return base, dot + tag
+
+
+def _create(name: str, **arguments: Any) -> nn.Module:
+    try:
+        return timm.create_model(name, features_only=True, **arguments)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise NatsError(f"backbone {name}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _pyramid_indices(name: str, arguments: dict[str, Any]) -> list[int]:
+    with torch.device("meta"):
+        reductions = _create(name, **arguments).feature_info.reduction()
+    indices = [index for index, reduction in enumerate(reductions) if reduction in PYRAMID_STRIDES]
+    if [reductions[index] for index in indices] != PYRAMID_STRIDES:
+        raise NatsError(f"backbone {name}: its maps have strides {reductions}, expected {PYRAMID_STRIDES} among them")
+    return indices
+
+
+def _stages(body: nn.Module) -> list[list[nn.Module]]:
+    """Children of the body, cut after each module that timm lists in its feature info."""
+    ends = [info["module"].replace(".", "_") for info in body.feature_info.info]
+    names = [name for name, _ in body.named_children()]
+    if not set(ends) <= set(names):
+        raise NatsError(f"trainable_layers: the stages of {type(body).__name__} can not be told apart; train all of it")
+    stages: list[list[nn.Module]] = [[]]
+    for name, child in body.named_children():
+        stages[-1].append(child)
+        if name in ends:
+            stages.append([])
+    return [stage for stage in stages if stage]
+
+
+def _weights_overlay(name: str, weights: str) -> dict[str, Any]:
+    """What to tell timm so that it loads these weights, with their own normalisation."""
+    if weights.endswith(".safetensors"):
+        file, cfg = Path(weights), {}
+    else:
+        folder = resolve_folder(weights)
+        file, cfg = folder / "model.safetensors", _read_pretrained_cfg(folder / "config.json")
+    _check_weights(name, file)
+    kept = {key: cfg[key] for key in ("mean", "std", "num_classes", "classifier") if key in cfg}
+    return {**kept, "file": str(file), "hf_hub_id": None, "url": ""}
+
+
+def _read_pretrained_cfg(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return dict(config["pretrained_cfg"])
+    except OSError as error:
+        raise NatsError(f"{path}: can not be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise NatsError(f"{path}: expected a timm config with the key 'pretrained_cfg'") from error
+
+
+def _check_weights(name: str, file: Path) -> None:
+    """timm loads a headless network leniently; weights of another network must not pass for a pretrained one."""
+    with torch.device("meta"):
+        expected = timm.create_model(name.removeprefix(VARIANT_PREFIX), num_classes=0).state_dict()
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise NatsError(f"{file}: can not be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise NatsError(f"{file}: not a safetensors file: {_one_line(error)}") from error
+    for key, tensor in expected.items():
+        if shapes.get(key) != tuple(tensor.shape):
+            found = shapes.get(key, "nothing")
+            raise NatsError(f"{file}: weights of another network: {key} is {found}, expected {tuple(tensor.shape)}")

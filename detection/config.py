@@ -1,0 +1,74 @@
+"""Options that training and search share."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Precision = Literal["no", "bf16", "fp16"]
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Data, detector and run.
+
+    Args:
+        data: folder of a COCO-layout data set: annotations/instances_SPLIT.json and the images.
+        output: folder for everything the run writes.
+        images: folder of the images, if it is not found by itself; relative to `data` or absolute.
+        train_split: split to train on.
+        val_split: split to evaluate on; null: no evaluation.
+        skip_bad: leave out and count entries of the data set that can not be used, instead of refusing them.
+        framework: detector.
+        backbone: timm model name, plain (resnet50) or a variant (nats_resnet50), with a tag if wanted.
+        genotype: what the variant runs: a published name or a file; null: the variant's default.
+        weights: the backbone's weights: 'pretrained' for timm's, a folder, safetensors file or Hub repository of a
+            timm model of the same architecture, or null for random ones.
+        fpn_channels: channels of the feature pyramid.
+        head_size: width of the box head's hidden layers.
+        trainable_layers: stages of the backbone that are trained, from its end; null: 3, or all of a random backbone.
+        norm: batch norm of the backbone, 'frozen' or 'live'; null: frozen, or live in a random backbone.
+        calibration_images: training images on which batch norms are recalibrated before they are frozen; 0: as they
+            come with the weights.
+        min_size: short side of the resized images, in pixels.
+        max_size: limit on the long side.
+        anchor_sizes: side of the anchors in pixels of the resized image, one per level of the pyramid.
+        batch_size: images per step and process.
+        eval_batch_size: images per evaluation batch and process; AP moves a little with it (padding).
+        clip_grad: largest norm of the gradient; null: no clipping.
+        precision: 'no' (float32), 'bf16' or 'fp16'; null: what `accelerate config` says.
+        workers: data loading processes.
+        seed: of everything random.
+        checkpoint_every: steps between checkpoints; null: one per epoch.
+        resume: continue the run in the output folder, if there is one.
+    """
+
+    data: str
+    output: str
+    images: str | None = None
+    train_split: str = "train"
+    val_split: str | None = None
+    skip_bad: bool = False
+    framework: str = "fasterrcnn"
+    backbone: str = "nats_resnet50"
+    genotype: str | None = None
+    weights: str | None = "pretrained"
+    fpn_channels: int = 256
+    head_size: int = 1024
+    trainable_layers: int | None = None
+    norm: Literal["frozen", "live"] | None = None
+    calibration_images: int = 64
+    min_size: int = 800
+    max_size: int = 1333
+    anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
+    batch_size: int = 2
+    eval_batch_size: int = 1
+    clip_grad: float | None = 10.0
+    precision: Precision | None = None
+    workers: int = 2
+    seed: int = 0
+    checkpoint_every: int | None = None
+    resume: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dataclasses.asdict(self)

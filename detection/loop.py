@@ -1,0 +1,247 @@
+"""Epochs of optimiser steps that can be stopped between any two of them and resumed.
+
+A step is a function of (seed, step, process): random numbers are seeded anew before each, and so is each epoch's order
+of images. A resumed run therefore ends in the state of an uninterrupted one.
+"""
+
+import math
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
+
+from .datasets import CocoDataset, collate
+from .run_folder import Checkpoint, RunError, RunFolder
+
+LOG_EVERY = 10  # steps
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and did, behind a checkpoint."""
+
+
+class EpochSampler(Sampler[int]):
+    """All indices, shuffled as a function of (seed, epoch)."""
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        return iter(torch.randperm(self.length, generator=generator).tolist())
+
+
+class EpochLoader:
+    """A data set's training batches on this process, epoch by epoch, from any batch on."""
+
+    def __init__(self, dataset: CocoDataset, accelerator: Accelerator, batch_size: int, workers: int, seed: int):
+        self.dataset = dataset
+        self.accelerator = accelerator
+        self.sampler = EpochSampler(len(dataset), seed)
+        loader = DataLoader(
+            dataset, batch_size=batch_size, sampler=self.sampler, num_workers=workers, collate_fn=collate
+        )
+        self.loader = accelerator.prepare_data_loader(loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def batches(self, epoch: int, skip: int) -> Iterator[tuple]:
+        """(images, targets) of this epoch, without the first `skip` batches."""
+        self.sampler.epoch = epoch
+        self.dataset.set_epoch(epoch)
+        return iter(self.accelerator.skip_first_batches(self.loader, skip) if skip else self.loader)
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a request that is looked at between steps; a second one interrupts at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self) -> "StopRequest":
+        self.requested = False
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            self._before = {number: signal.signal(number, self._request) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _request(self, *_: object) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+class ResumableLoop(ABC):
+    """The frame of training and search; subclasses say what a step does and what its state is.
+
+    Args:
+        accelerator: devices, precision and processes.
+        folder: where the log and checkpoints go, and from where the loop resumes.
+        loaders: one or several; a step takes a batch of each, the first tells how many there are.
+        epochs: how many times through the first loader.
+        seed: see the module's docstring.
+        checkpoint_every: steps between checkpoints; None: at the end of each epoch only.
+        title: what the progress bar calls it.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        loaders: list[EpochLoader],
+        epochs: int,
+        seed: int,
+        checkpoint_every: int | None,
+        title: str,
+    ):
+        self.accelerator, self.folder, self.loaders = accelerator, folder, loaders
+        self.epochs, self.seed, self.checkpoint_every, self.title = epochs, seed, checkpoint_every, title
+        self.step = 0
+        self._saved_step = -1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.loaders[0])
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the step that comes next, from 0."""
+        return self.step // self.steps_per_epoch
+
+    @abstractmethod
+    def train_step(self, *batches: tuple) -> dict[str, float]:
+        """Update once on a batch of each loader; returns what to log, `loss` among it."""
+
+    @abstractmethod
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Groups of tensors and plain data from which `load_state` continues."""
+
+    @abstractmethod
+    def load_state(self, tensors: dict[str, dict[str, Tensor]], data: dict[str, Any]) -> None:
+        """Take on what `state` gave."""
+
+    def begin_epoch(self) -> None:
+        """Called before an epoch's first step."""
+
+    def end_epoch(self) -> None:
+        """Called after an epoch's last step, before its checkpoint; `self.step` counts that step."""
+
+    def run(self) -> None:
+        """Run, or resume, to the end.
+
+        Raises:
+            Interrupted: stopped by Ctrl-C or SIGTERM, behind a checkpoint.
+            RunError: a damaged checkpoint, or a loss that is not finite.
+        """
+        self._resume()
+        total, main = self.total_steps, self.accelerator.is_main_process
+        with StopRequest() as stop, tqdm(
+            total=total, initial=self.step, desc=self.title, unit="step", disable=not main, dynamic_ncols=True
+        ) as bar:  # fmt: skip
+            while self.step < total:
+                self._run_epoch(bar, stop)
+
+    def _run_epoch(self, bar: tqdm, stop: StopRequest) -> None:
+        epoch, done = self.epoch, self.step % self.steps_per_epoch
+        if not done:
+            self.begin_epoch()
+        for batches in zip(*(loader.batches(epoch, done) for loader in self.loaders), strict=False):
+            record = self._seeded_step(batches)
+            self._report(bar, record)
+            if self.step % self.steps_per_epoch == 0:
+                break
+            self._between_steps(stop)
+        self.end_epoch()
+        self.checkpoint()
+        self._stop_if_asked(stop)
+
+    def _seeded_step(self, batches: tuple) -> dict[str, float]:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        torch.manual_seed((self.seed * 1_000_003 + self.step) * world + rank)
+        record = self.train_step(*batches)
+        bad = [key for key, value in record.items() if not math.isfinite(value)]
+        if bad:
+            raise RunError(
+                f"{self.folder.path}: {bad[0]} is {record[bad[0]]} at step {self.step}; the last checkpoint is kept."
+                " A lower learning rate or clip_grad may help"
+            )
+        self.step += 1
+        return record
+
+    def _report(self, bar: tqdm, record: dict[str, float]) -> None:
+        bar.update()
+        bar.set_postfix({key: f"{value:.3g}" for key, value in record.items()}, refresh=False)
+        if self.step % LOG_EVERY == 0 or self.step == self.total_steps:
+            self.log(record)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a record to the log, under the current step and epoch."""
+        self.folder.log({"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 4), **record})
+
+    def _between_steps(self, stop: StopRequest) -> None:
+        if self.checkpoint_every and self.step % self.checkpoint_every == 0:
+            self.checkpoint()
+        self._stop_if_asked(stop)
+
+    def _stop_if_asked(self, stop: StopRequest) -> None:
+        if stop.requested:
+            self.accelerator.set_trigger()
+        if self.accelerator.check_trigger():  # any process's request stops all of them at the same step
+            self.checkpoint()
+            raise Interrupted(f"stopped at step {self.step} of {self.total_steps}; continue with --resume true")
+
+    def checkpoint(self) -> None:
+        """Save the state, unless this step's is saved."""
+        if self._saved_step != self.step:
+            tensors, data = self.state()
+            self.folder.save_checkpoint(Checkpoint(self.step, tensors, data))
+            self.accelerator.wait_for_everyone()
+            self._saved_step = self.step
+
+    def _resume(self) -> None:
+        checkpoint = self.folder.latest_checkpoint()
+        step = 0
+        if checkpoint is not None:
+            try:
+                self.load_state(checkpoint.tensors, checkpoint.state)
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise RunError(f"{self.folder.path}: the checkpoint does not fit this run: {error}") from error
+            step = self._saved_step = self.step = checkpoint.step
+        self.folder.rewind_log(step)
+
+
+def warmup_factor(step: int, warmup_steps: int) -> float:
+    """Linear warm-up from a thousandth, as torchvision's reference training does."""
+    return 1.0 if step >= warmup_steps else 0.001 + 0.999 * step / warmup_steps
+
+
+def cosine(step: int, total: int, start: float, end: float) -> float:
+    """Cosine from `start` at step 0 to `end` at step `total`."""
+    return end + (start - end) * (1 + math.cos(math.pi * step / max(total, 1))) / 2
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

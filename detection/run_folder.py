@@ -1,0 +1,169 @@
+"""The folder of a training or search run: its config, log and checkpoints. No pickle in any of them.
+
+run.json                 what was asked for
+log.jsonl                one record per logged step and per evaluation
+checkpoints/step_000120  one safetensors file per group of tensors, and state.json
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import NatsError
+from ..files import atomic_folder, write_json, write_text
+
+# Options that may differ between a run and its resumption: they do not change what is computed.
+FREE_OPTIONS = frozenset({"resume", "workers", "checkpoint_every", "output", "data", "images"})
+
+
+class RunError(NatsError):
+    """A run folder that can not be started in, or resumed from."""
+
+
+class Checkpoint(NamedTuple):
+    """Everything a run continues from."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+class RunFolder:
+    """Opens or creates a run's folder.
+
+    Args:
+        path: the folder.
+        config: the run's options, plain data.
+        resume: continue what the folder holds. An absent or empty folder is begun in either case.
+        writer: whether this process writes (the main one does).
+
+    Raises:
+        RunError: the folder holds something else, a run (and resume was not asked for), or a run of other options.
+    """
+
+    def __init__(self, path: str | os.PathLike, config: Mapping[str, Any], resume: bool, writer: bool = True):
+        self.path = Path(path)
+        self.writer = writer
+        config = json.loads(json.dumps(config))
+        holds_run = (self.path / "run.json").is_file()
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: expected a folder, found a file")
+        if not holds_run and self.path.is_dir() and any(self.path.iterdir()):
+            raise RunError(f"{self.path}: not a run's folder (no run.json in it) and not empty; choose another")
+        if holds_run and not resume:
+            raise RunError(
+                f"{self.path}: already holds a run; add --resume true to continue it or choose another folder"
+            )
+        if holds_run:
+            self._check_options(config)
+        elif writer:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "run.json", config)
+
+    def _check_options(self, config: dict[str, Any]) -> None:
+        before = read_json(self.path / "run.json")
+        for key in sorted((config.keys() | before.keys()) - FREE_OPTIONS):
+            if before.get(key) != config.get(key):
+                raise RunError(
+                    f"{self.path / 'run.json'}: the run was begun with {key}={before.get(key)!r} and can not go on with"
+                    f" {config.get(key)!r}"
+                )
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / "log.jsonl"
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one record to the log."""
+        if self.writer:
+            with self.log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def rewind_log(self, step: int) -> None:
+        """Drop what was logged after this step: a resumed run logs it again."""
+        if self.writer and self.log_path.is_file():
+            lines = self.log_path.read_text(encoding="utf-8").splitlines()
+            write_text(self.log_path, "".join(f"{line}\n" for line in lines if _logged_step(line) <= step))
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint beside its place, rename it, and only then remove older ones."""
+        if not self.writer:
+            return
+        older = self._checkpoints()
+        target = self.path / "checkpoints" / f"step_{checkpoint.step:06d}"
+        with atomic_folder(target) as scratch:
+            for group, tensors in checkpoint.tensors.items():
+                save_file(
+                    {k: t.detach().contiguous().cpu() for k, t in tensors.items()}, scratch / f"{group}.safetensors"
+                )
+            write_json(scratch / "state.json", {"step": checkpoint.step, **checkpoint.state})
+        for folder in older:
+            if folder != target:
+                shutil.rmtree(folder)
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint, or None when the run has not come to its first."""
+        folders = self._checkpoints()
+        return read_checkpoint(folders[-1]) if folders else None
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.path / "checkpoints").glob("step_" + "[0-9]" * 6))
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint's folder; RunError names what is missing or damaged."""
+    state = read_json(folder / "state.json")
+    if not isinstance(state, dict) or type(state.get("step")) is not int:
+        raise RunError(f"{folder / 'state.json'}: expected an object with an integer 'step'")
+    try:
+        tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{folder}: damaged checkpoint: {error}") from error
+    return Checkpoint(state.pop("step"), tensors, state)
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as tensors and JSON: what `unpack_optimizer` takes."""
+    state = optimizer.state_dict()
+    tensors, numbers = {}, {}
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = value
+            else:
+                numbers[f"{index}.{key}"] = value
+    return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+    """Load what `pack_optimizer` gave."""
+    entries: dict[int, dict[str, Any]] = {}
+    for name, value in {**tensors, **data["numbers"]}.items():
+        index, _, key = name.partition(".")
+        entries.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": entries, "param_groups": data["param_groups"]})
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; RunError names it when it is missing or is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{path}: can not be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: not JSON: {error}") from error
+
+
+def _logged_step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**62  # the torn last line of a killed run

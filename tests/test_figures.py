@@ -1,0 +1,254 @@
+"""Charts are checked by what a reader sees: colours in proportion to shares, curves where the numbers are."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from nats_zoo import NatsError
+from nats_zoo.figures import (
+    alpha_heatmaps,
+    dilation_colour,
+    dilation_name,
+    genotype_chart,
+    search_curves,
+    training_curves,
+)
+from nats_zoo.genotype import Genotype, Run
+
+SPACE_C = [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (1, 3), (3, 1), (1, 5), (5, 1)]
+# Machado, Oliveira and Fernandes 2009, full severity, on linear RGB
+COLOUR_VISION = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+def read(path):
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def pixels_of(image, colour):
+    return int((np.abs(image - np.array(to_rgb(colour)) * 255).max(axis=-1) <= 1).sum())
+
+
+def write_log(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def cielab(rgb, vision):
+    rgb = np.array(rgb)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ np.clip(np.array(vision) @ linear, 0, 1) / [0.9505, 1, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def test_a_dilations_colour_fills_the_chart_in_proportion_to_its_share(tmp_path):
+    runs = (Run(8, 1, 1), Run(16, 2, 2), Run(8, 1, 3), Run(16, 3, 1), Run(16, 1, 3))
+    genotype = Genotype("resnet18", {"layer2.0.conv2": runs, "layer3.0.conv2": runs})
+    genotype_chart(genotype, tmp_path / "chart.png")
+    image = read(tmp_path / "chart.png")
+    image = image[:, : int(0.78 * image.shape[1])]  # without the legend
+    counts = np.array([pixels_of(image, dilation_colour(d)) for d in [(1, 1), (2, 2), (1, 3), (3, 1)]])
+    np.testing.assert_allclose(counts / counts.sum(), [8 / 64, 16 / 64, 24 / 64, 16 / 64], atol=0.02)
+
+
+def test_stacks_stand_in_the_order_of_the_convolutions(tmp_path):
+    convs = {"layer2.0.conv2": (Run(8, 1, 3),), "layer2.1.conv2": (Run(8, 3, 1),), "layer3.0.conv2": (Run(8, 2, 2),)}
+    genotype_chart(Genotype("resnet18", convs), tmp_path / "chart.png")
+    row = read(tmp_path / "chart.png")[250]
+    centres = []
+    for dilation in [(1, 3), (3, 1), (2, 2)]:
+        [columns] = np.nonzero((np.abs(row - np.array(to_rgb(dilation_colour(dilation))) * 255) <= 1).all(axis=-1))
+        centres.append(columns.mean())
+    assert centres == sorted(centres)
+    assert centres[2] - centres[1] > 1.5 * (centres[1] - centres[0])  # a gap between the stages
+
+
+@pytest.mark.parametrize("vision", COLOUR_VISION)
+def test_dilations_of_the_search_spaces_can_be_told_apart(vision):
+    colours = [cielab(to_rgb(dilation_colour(d)), COLOUR_VISION[vision]) for d in SPACE_C]
+    distances = [np.linalg.norm(a - b) for i, a in enumerate(colours) for b in colours[:i]]
+    assert min(distances) > 14
+
+
+def test_colours_say_direction_by_hue_and_differ_for_all_of_inception_convolutions_dilations():
+    for small, large in [(1, 2), (1, 3), (1, 5), (2, 3), (2, 9), (1, 40)]:
+        red, _, blue = to_rgb(dilation_colour((small, large)))
+        assert blue > red
+        red, _, blue = to_rgb(dilation_colour((large, small)))
+        assert red > blue
+    colours = {dilation_colour((h, w)) for h in range(1, 5) for w in range(1, 5)}
+    assert len(colours) == 16
+
+
+def test_names_are_height_by_width():
+    assert [dilation_name(d) for d in [(1, 1), (3, 3), (1, 3), (3, 1)]] == ["1", "3", "1×3", "3×1"]
+
+
+def test_charts_grow_with_the_number_of_convolutions(tmp_path):
+    sizes = []
+    for blocks in (1, 13, 33):
+        convs = {f"layer3.{block}.conv2": (Run(8, 1, 1), Run(8, 1, 3)) for block in range(blocks)}
+        genotype_chart(
+            Genotype("resnet101", convs, provenance={"note": "x" * 999, "method": "y" * 999}), tmp_path / "c"
+        )
+        sizes.append(Image.open(tmp_path / "c").size)
+    assert sizes[0][0] < sizes[1][0] < sizes[2][0] < 2000
+    assert len({height for _, height in sizes}) == 1
+
+
+@pytest.mark.parametrize(
+    "convs",
+    [
+        {},
+        {"features.0": (Run(8, 1, 1),), "features.3": (Run(8, 2, 2),)},
+        {"conv": (Run(8, 1, 1),)},
+        {"stages.2.blocks.0.conv_dw": (Run(8, 1, 1),), "s1.b1.conv2.conv": (Run(8, 200, 1000),)},
+    ],
+)
+def test_any_names_and_dilations_are_drawn(convs, tmp_path):
+    genotype_chart(Genotype("vgg16", convs), tmp_path / "chart.png")
+    image = read(tmp_path / "chart.png")
+    for runs in convs.values():
+        assert pixels_of(image, dilation_colour(runs[0].dilation)) > 1000
+
+
+def test_the_same_genotype_gives_the_same_bytes(tmp_path):
+    genotype = Genotype("resnet18", {"layer2.0.conv2": (Run(64, 1, 1), Run(64, 1, 3))})
+    for name in ("a.png", "b.png"):
+        genotype_chart(genotype, tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png"}
+
+
+def test_a_picture_that_fails_leaves_the_old_one_alone(tmp_path):
+    (tmp_path / "curves.png").write_text("old")
+    log = write_log(tmp_path / "log.jsonl", [{"step": 1, "epoch": 1.0, "loss": "high"}])
+    with pytest.raises(ValueError, match="high"):
+        training_curves(log, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "log.jsonl"}
+
+
+def losses(steps=60):
+    return [{"step": s, "epoch": s / 10, "loss": 2.0 - s / 40, "lr": 0.01} for s in range(steps)]
+
+
+def test_training_curves_show_ap_when_it_was_measured(tmp_path):
+    points = [{"step": s, "epoch": s / 10, "AP": s / 2, "AP50": float(s)} for s in (20, 40)]
+    training_curves(write_log(tmp_path / "a", losses()), tmp_path / "without.png")
+    training_curves(write_log(tmp_path / "b", losses() + points), tmp_path / "with.png")
+    training_curves(write_log(tmp_path / "c", [*losses(), {"step": 20, "epoch": 2, "AP": 1}]), tmp_path / "ap.png")
+    without, both, ap = (read(tmp_path / name) for name in ("without.png", "with.png", "ap.png"))
+    assert both.shape[0] > without.shape[0]
+    blue, orange, green = "#0072b2", "#d55e00", "#009e73"
+    assert pixels_of(without, blue) > 300
+    assert pixels_of(without, orange) == pixels_of(without, green) == pixels_of(ap, green) == 0
+    assert min(pixels_of(both, orange), pixels_of(both, green), pixels_of(ap, orange)) > 20
+
+
+def test_a_loss_that_falls_is_drawn_falling(tmp_path):
+    training_curves(write_log(tmp_path / "log", losses()), tmp_path / "curves.png")
+    rows, columns = np.nonzero(np.abs(read(tmp_path / "curves.png") - [0, 114, 178]).max(axis=-1) <= 1)
+    assert np.corrcoef(rows, columns)[0, 1] > 0.99  # rows count from the top
+
+
+def test_a_resumed_run_replaces_the_steps_it_repeats(tmp_path):
+    wild = [{**record, "loss": 50.0} for record in losses()[40:]]
+    training_curves(write_log(tmp_path / "a", losses()), tmp_path / "once.png")
+    training_curves(write_log(tmp_path / "b", losses()[:40] + wild + losses()[40:]), tmp_path / "resumed.png")
+    assert (tmp_path / "once.png").read_bytes() == (tmp_path / "resumed.png").read_bytes()
+
+
+def test_a_diverged_loss_is_left_out_and_not_the_curve(tmp_path):
+    records = [record | ({"loss": float("nan")} if 20 <= record["step"] < 23 else {}) for record in losses()]
+    training_curves(write_log(tmp_path / "log", records), tmp_path / "curves.png")
+    assert pixels_of(read(tmp_path / "curves.png"), "#0072b2") > 300
+
+
+def test_search_curves_draw_alphas_loss_only_if_there_is_one(tmp_path):
+    records = [r | {"entropy": 1 - r["step"] / 100, "share_changed": r["step"] / 100} for r in losses()]
+    search_curves(write_log(tmp_path / "a", records), tmp_path / "single.png")
+    records = [r | {"alpha_loss": 1.0} if r["step"] > 30 else r for r in records]
+    search_curves(write_log(tmp_path / "b", records), tmp_path / "bilevel.png")
+    orange = [pixels_of(read(tmp_path / name), "#d55e00") for name in ("single.png", "bilevel.png")]
+    assert orange[0] == 0
+    assert orange[1] > 300
+
+
+@pytest.mark.parametrize("draw", [training_curves, search_curves])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no record has the key 'loss'"),
+        ('{"step": 1, "epoch": 1.0, "AP": 3}\n', "no record has the key 'loss'"),
+        ('{"step": 1, "epoch": 1.0, "loss": 3}\n{"step": 2, "ep', "log.jsonl: line 2: not JSON"),
+        ('\n{"step": 1, "loss": 3}', "log.jsonl: line 2: expected an object with the keys 'step' and 'epoch'"),
+        ("[1]\n", "log.jsonl: line 1: expected an object"),
+    ],
+)
+def test_a_bad_log_is_named_with_its_line(draw, text, message, tmp_path):
+    (tmp_path / "log.jsonl").write_text(text)
+    with pytest.raises(NatsError, match=message) as caught:
+        draw(tmp_path / "log.jsonl", tmp_path / "curves.png")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_missing_log_is_named(tmp_path):
+    with pytest.raises(NatsError, match=r"nowhere\.jsonl"):
+        training_curves(tmp_path / "nowhere.jsonl", tmp_path / "curves.png")
+
+
+def test_heatmaps_show_the_mean_of_the_groups_probabilities(tmp_path):
+    """One candidate takes all in half of the groups, another in the other half: two rows at one half, the rest dark."""
+    alpha = [[50.0, 0, 0, 0], [0, 0, 50.0, 0]]
+    history = [{"epoch": float(e), "alpha": {"layer2.0.conv2": alpha}} for e in range(3)]
+    candidates = {"layer2.0.conv2": [(1, 1), (2, 2), (1, 3), (3, 1)]}
+    alpha_heatmaps(history, candidates, tmp_path / "alpha.png")
+    image = read(tmp_path / "alpha.png")
+    # top of the scale is the mean, 0.5: twice the uniform probability; the colours are viridis' ends
+    yellow = (np.abs(image - [253, 231, 37]).max(axis=-1) <= 1)[:, : image.shape[1] // 2]
+    dark = (np.abs(image - [68, 1, 84]).max(axis=-1) <= 1)[:, : image.shape[1] // 2]
+    column = image.shape[1] // 3
+    order = "".join("y" if y else "d" if d else " " for y, d in zip(yellow[:, column], dark[:, column], strict=True))
+    assert "".join(a for a, b in zip(order, order[1:] + " ", strict=True) if a not in (b, " ")) == "ydyd"
+    assert 0.9 < yellow.sum() / dark.sum() < 1.1
+
+
+def test_heatmaps_of_many_convolutions_with_different_candidates(tmp_path):
+    counts = {f"layer3.{i}.conv2": 5 for i in range(6)} | {"layer4.0.conv2": 9}
+    rng = np.random.default_rng(0)
+    history = [
+        {"epoch": e / 2, "alpha": {name: (e * rng.normal(size=(4, n))).tolist() for name, n in counts.items()}}
+        for e in range(4)
+    ]
+    candidates = {name: SPACE_C[:n] for name, n in counts.items()}
+    alpha_heatmaps(history, candidates, tmp_path / "many.png")
+    alpha_heatmaps(history[:1], {"layer4.0.conv2": SPACE_C}, tmp_path / "one.png")
+    many, one = read(tmp_path / "many.png"), read(tmp_path / "one.png")
+    assert many.shape[0] > 1.5 * one.shape[0]
+    assert many.shape[1] > 1.5 * one.shape[1]
+
+
+def test_heatmaps_need_a_snapshot(tmp_path):
+    with pytest.raises(NatsError, match="at least one snapshot"):
+        alpha_heatmaps([], {"layer2.0.conv2": SPACE_C}, tmp_path / "alpha.png")
+
+
+def test_drawing_leaves_pyplot_alone_and_the_package_matplotlib():
+    code = (
+        "import sys, nats_zoo; assert 'matplotlib' not in sys.modules;"
+        "import nats_zoo.figures; assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
