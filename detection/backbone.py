@@ -1,24 +1,25 @@
 """Any timm network with `features_only` as a backbone with a feature pyramid for torchvision's detectors."""
 
-import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from ..errors import NatsError
 from ..genotype import Genotype, resolve_genotype
-from ..hub import resolve_folder
+from ..hub import CONFIG_NAME, WEIGHTS_NAME, read_config, resolve_folder
 from ..nats_resnet import default_genotype
 from ..transform import VARIANT_PREFIX
 
 PYRAMID_STRIDES = [4, 8, 16, 32]
+BODY = "backbone.body."  # where a detector's state dict holds its backbone
 
 
 class BackboneWithFPN(nn.Module):
@@ -54,7 +55,8 @@ def create_body(name: str, genotype: Genotype | Mapping | str | None = None, wei
         name: a timm model name, with a tag if wanted (`resnet50.tv_in1k`), plain or a nats variant.
         genotype: what the nats variant runs; given with a plain name, the variant of that name is built.
         weights: "pretrained" for timm's ImageNet weights; the folder, safetensors file or Hub repository of a timm
-            model of the same (plain) architecture; None for random ones.
+            model of the same (plain) architecture, or of a detector on it, whose backbone is taken; None for random
+            ones.
 
     Returns:
         The network; its `genotype` is the Genotype it runs, or None.
@@ -77,6 +79,7 @@ def create_body(name: str, genotype: Genotype | Mapping | str | None = None, wei
         body = _create(name, **arguments)
     else:
         body = _create(name, pretrained=True, pretrained_cfg_overlay=_weights_overlay(name, weights), **arguments)
+        body.pretrained_cfg.pop("state_dict")  # loaded by now; it would be kept as a second copy
     body.genotype = genotype  # the feature wrapper drops the network's own attribute
     return body
 
@@ -92,8 +95,10 @@ def freeze_stages(body: nn.Module, trainable_layers: int) -> None:
     Raises:
         NatsError: a network whose stages can not be told apart.
     """
+    if trainable_layers >= len(body.feature_info.info):
+        return
     stages = _stages(body)
-    for stage in stages[: max(0, len(stages) - trainable_layers)]:
+    for stage in stages[: len(stages) - trainable_layers]:
         for module in stage:
             module.requires_grad_(False)
 
@@ -106,7 +111,7 @@ def _split_tag(name: str) -> tuple[str, str]:
 def _create(name: str, **arguments: Any) -> nn.Module:
     try:
         return timm.create_model(name, features_only=True, **arguments)
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, OSError) as error:  # OSError: weights that can not be fetched
         raise NatsError(f"backbone {name}: {_one_line(error)}") from error
 
 
@@ -116,61 +121,77 @@ def _one_line(error: Exception) -> str:
 
 def _pyramid_indices(name: str, arguments: dict[str, Any]) -> list[int]:
     with torch.device("meta"):
-        reductions = _create(name, **arguments).feature_info.reduction()
-    indices = [index for index, reduction in enumerate(reductions) if reduction in PYRAMID_STRIDES]
-    if [reductions[index] for index in indices] != PYRAMID_STRIDES:
-        raise NatsError(f"backbone {name}: its maps have strides {reductions}, expected {PYRAMID_STRIDES} among them")
+        network = _create(name, **arguments)
+    if network.pretrained_cfg.get("fixed_input_size"):
+        raise NatsError(f"backbone {name}: takes images of one size only, a detector's images have any")
+    strides = dict(zip(network.feature_info.out_indices, network.feature_info.reduction(), strict=True))
+    indices = [index for index, stride in strides.items() if stride in PYRAMID_STRIDES]
+    if [strides[index] for index in indices] != PYRAMID_STRIDES:
+        found = list(strides.values())
+        raise NatsError(f"backbone {name}: its maps have strides {found}, expected {PYRAMID_STRIDES} among them")
     return indices
 
 
 def _stages(body: nn.Module) -> list[list[nn.Module]]:
-    """Children of the body, cut after each module that timm lists in its feature info."""
-    ends = [info["module"].replace(".", "_") for info in body.feature_info.info]
-    names = [name for name, _ in body.named_children()]
-    if not set(ends) <= set(names):
+    """Parts of the body in the order in which they run, cut after each module that timm lists in its feature info."""
+    last = max(body.feature_info.out_indices)  # what comes behind it, timm leaves out
+    ends = {info["module"].replace(".", "_") for info in body.feature_info.info if info["index"] <= last}
+    parts = dict(_parts(body, ends))
+    if not ends <= parts.keys():
         raise NatsError(f"trainable_layers: the stages of {type(body).__name__} can not be told apart; train all of it")
     stages: list[list[nn.Module]] = [[]]
-    for name, child in body.named_children():
-        stages[-1].append(child)
+    for name, part in parts.items():
+        stages[-1].append(part)
         if name in ends:
             stages.append([])
     return [stage for stage in stages if stage]
 
 
+def _parts(module: nn.Module, ends: set[str], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Children by name, and instead of a Sequential in which stages end, its own; `_` where timm has a dot."""
+    for name, child in module.named_children():
+        inner = f"{prefix}{name}_"
+        if isinstance(child, nn.Sequential) and any(end.startswith(inner) for end in ends):
+            yield from _parts(child, ends, inner)
+        else:
+            yield prefix + name, child
+
+
 def _weights_overlay(name: str, weights: str) -> dict[str, Any]:
     """What to tell timm so that it loads these weights, with their own normalisation."""
-    if weights.endswith(".safetensors"):
-        file, cfg = Path(weights), {}
-    else:
-        folder = resolve_folder(weights)
-        file, cfg = folder / "model.safetensors", _read_pretrained_cfg(folder / "config.json")
-    _check_weights(name, file)
-    kept = {key: cfg[key] for key in ("mean", "std", "num_classes", "classifier") if key in cfg}
-    return {**kept, "file": str(file), "hf_hub_id": None, "url": ""}
+    path = Path(weights) if weights.endswith(".safetensors") else resolve_folder(weights)
+    tensors, cfg = _read_folder(path) if path.is_dir() else (_read_tensors(path), {})
+    _check_weights(name, tensors, weights)
+    return {**cfg, "state_dict": tensors, "file": None, "hf_hub_id": None, "url": ""}
 
 
-def _read_pretrained_cfg(path: Path) -> dict[str, Any]:
+def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and pretrained cfg of a timm model's folder, or of the backbone in a detector's folder."""
+    config = read_config(folder)
+    tensors = _read_tensors(folder / WEIGHTS_NAME)
+    if "framework" in config:
+        tensors = {key.removeprefix(BODY): value for key, value in tensors.items() if key.startswith(BODY)}
+        return tensors, {"mean": config.get("image_mean"), "std": config.get("image_std")}
+    cfg = config.get("pretrained_cfg")
+    if not isinstance(cfg, dict):
+        raise NatsError(f"{folder / CONFIG_NAME}: expected a timm config with the key 'pretrained_cfg'")
+    return tensors, {key: cfg[key] for key in ("mean", "std", "num_classes", "classifier") if key in cfg}
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return dict(config["pretrained_cfg"])
+        return load_file(file)
     except OSError as error:
-        raise NatsError(f"{path}: can not be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise NatsError(f"{path}: expected a timm config with the key 'pretrained_cfg'") from error
+        raise NatsError(f"{file}: can not be read: {error.strerror or _one_line(error)}") from error
+    except SafetensorError as error:
+        raise NatsError(f"{file}: not a safetensors file: {_one_line(error)}") from error
 
 
-def _check_weights(name: str, file: Path) -> None:
+def _check_weights(name: str, tensors: Mapping[str, Tensor], source: str) -> None:
     """timm loads a headless network leniently; weights of another network must not pass for a pretrained one."""
     with torch.device("meta"):
         expected = timm.create_model(name.removeprefix(VARIANT_PREFIX), num_classes=0).state_dict()
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise NatsError(f"{file}: can not be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise NatsError(f"{file}: not a safetensors file: {_one_line(error)}") from error
     for key, tensor in expected.items():
-        if shapes.get(key) != tuple(tensor.shape):
-            found = shapes.get(key, "nothing")
-            raise NatsError(f"{file}: weights of another network: {key} is {found}, expected {tuple(tensor.shape)}")
+        found = tuple(tensors[key].shape) if key in tensors else "missing"
+        if found != tuple(tensor.shape) and not (found == "missing" and key.endswith("num_batches_tracked")):
+            raise NatsError(f"{source}: weights of another network: {key} is {found}, expected {tuple(tensor.shape)}")

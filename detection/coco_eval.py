@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+from nats_zoo.files import write_text
 
 from .datasets import CocoDataset, DataError, collate, is_finite_number, read_annotations, read_json
 
@@ -230,13 +231,7 @@ def _percent(value: float) -> float | None:
 
 def save_results(results: list[dict], path: str | Path) -> None:
     """Writes COCO's results format, JSON; a file of that name is replaced when the new one is complete."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(json.dumps(results))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(path, json.dumps(results))
 
 
 def load_results(path: str | Path) -> list[dict]:

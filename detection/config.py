@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..errors import NatsError
+
 Precision = Literal["no", "bf16", "fp16"]
 
 
@@ -20,13 +22,11 @@ class RunConfig:
         skip_bad: leave out and count entries of the data set that can not be used, instead of refusing them.
         framework: detector.
         backbone: timm model name, plain (resnet50) or a variant (nats_resnet50), with a tag if wanted.
-        genotype: what the variant runs: a published name or a file; null: the variant's default.
         weights: the backbone's weights: 'pretrained' for timm's, a folder, safetensors file or Hub repository of a
-            timm model of the same architecture, or null for random ones.
+            timm model of the same architecture or of a detector on it, or null for random ones.
         fpn_channels: channels of the feature pyramid.
         head_size: width of the box head's hidden layers.
         trainable_layers: stages of the backbone that are trained, from its end; null: 3, or all of a random backbone.
-        norm: batch norm of the backbone, 'frozen' or 'live'; null: frozen, or live in a random backbone.
         calibration_images: training images on which batch norms are recalibrated before they are frozen; 0: as they
             come with the weights.
         min_size: short side of the resized images, in pixels.
@@ -49,13 +49,11 @@ class RunConfig:
     val_split: str | None = None
     skip_bad: bool = False
     framework: str = "fasterrcnn"
-    backbone: str = "nats_resnet50"
-    genotype: str | None = None
+    backbone: str
     weights: str | None = "pretrained"
     fpn_channels: int = 256
     head_size: int = 1024
     trainable_layers: int | None = None
-    norm: Literal["frozen", "live"] | None = None
     calibration_images: int = 64
     min_size: int = 800
     max_size: int = 1333
@@ -69,6 +67,18 @@ class RunConfig:
     checkpoint_every: int | None = None
     resume: bool = False
 
+    def __post_init__(self) -> None:
+        check_at_least(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+        check_at_least(1, checkpoint_every=self.checkpoint_every)
+        check_at_least(0, workers=self.workers, calibration_images=self.calibration_images)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return dataclasses.asdict(self)
+
+
+def check_at_least(least: int, **options: int | None) -> None:
+    """NatsError for an option below `least`; None passes."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise NatsError(f"{name}: expected {least} or more, found {value}")

@@ -475,6 +475,10 @@ class CocoDataset(Dataset):
             torch.default_generator.manual_seed(self._item_seed(record.id))
             return self.transforms(image, _target(record))
 
+    def path(self, index: int) -> Path:
+        """The file of an item's image."""
+        return self.images / self._content.images[index].file_name
+
     def set_epoch(self, epoch: int) -> None:
         """Changes the randomness of all items; reaches the workers of a running DataLoader too."""
         self._epoch.fill_(epoch)

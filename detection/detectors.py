@@ -70,6 +70,8 @@ class DetectorConfig:
         small = [name for name in sizes if getattr(self, name) < 1]
         if small:
             raise NatsError(f"{small[0]}: expected a positive number, found {getattr(self, small[0])}")
+        if self.trainable_layers < 0:
+            raise NatsError(f"trainable_layers: expected 0 or more, found {self.trainable_layers}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -86,7 +88,10 @@ class DetectorConfig:
         if missing:
             raise NatsError(f"{source}: key {missing[0]!r} is missing")
         values = {key: _checked(key, value, fields[key].type, source) for key, value in data.items()}
-        return cls(**values)
+        try:
+            return cls(**values)
+        except NatsError as error:
+            raise NatsError(f"{source}: {error}") from error
 
 
 def create_detector(
@@ -109,7 +114,7 @@ def create_detector(
         num_classes: classes including the background, label 0.
         genotype: the backbone's genotype; None: the variant's default, or a plain network for a plain name.
         weights: the backbone's: "pretrained" for timm's ImageNet weights, a folder, safetensors file or Hub
-            repository of a timm model of the same architecture, or None for random ones.
+            repository of a timm model of the same architecture or a detector on it, or None for random ones.
         trainable_layers: stages trained, from the end; None: 3 of a pretrained backbone, all of a random one.
         norm: "frozen" or "live" batch norm; None: frozen in a pretrained backbone, live in a random one.
         calibration: training batches, lists of (3, H, W) images in 0..1 or tuples that begin with one; the backbone's
@@ -125,10 +130,8 @@ def create_detector(
     Raises:
         NatsError: an unknown framework, backbone, option or weights, or freezing of random weights.
     """
-    if weights is None and (norm == "frozen" or trainable_layers not in (None, ALL_LAYERS)):
-        raise NatsError(
-            "weights: freezing batch norms or stages of a random backbone ruins it; freeze only loaded ones"
-        )
+    if trainable_layers is None:
+        trainable_layers = ALL_LAYERS if weights is None else TRAINABLE_LAYERS
     body = create_body(backbone, genotype, weights)
     config = DetectorConfig.from_dict(
         {
@@ -136,7 +139,7 @@ def create_detector(
             "backbone": backbone,
             "num_classes": num_classes,
             "genotype": body.genotype.to_dict() if body.genotype else None,
-            "trainable_layers": trainable_layers or (ALL_LAYERS if weights is None else TRAINABLE_LAYERS),
+            "trainable_layers": trainable_layers,
             "norm": norm or ("live" if weights is None else "frozen"),
             "image_mean": body.pretrained_cfg["mean"],
             "image_std": body.pretrained_cfg["std"],
@@ -147,7 +150,12 @@ def create_detector(
     detector = assemble(config, body)
     if calibration is not None:
         recalibrate_backbone(detector, calibration)
-    return freeze(detector)
+    freeze(detector)
+    if weights is None and (config.norm == "frozen" or not all(p.requires_grad for p in body.parameters())):
+        raise NatsError(
+            "weights: freezing batch norms or stages of a random backbone ruins it; freeze only loaded ones"
+        )
+    return detector
 
 
 def build_detector(config: DetectorConfig) -> nn.Module:

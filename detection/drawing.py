@@ -3,15 +3,14 @@
 import functools
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from nats_zoo.errors import NatsError
+from nats_zoo.files import atomic_file
 
 # Okabe and Ito's palette without black: told apart with every common kind of colour blindness
 PALETTE = ("#0072B2", "#D55E00", "#F0E442", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")
@@ -55,7 +54,7 @@ def draw_detections(
     for box, label, score in shown:  # after all boxes, so that no line crosses a name
         name = classes[label - 1] if 1 <= label <= len(classes) else str(label)
         text = name if score is None else f"{name} {score:.2f}"
-        _draw_text_on_colour(draw, text, [value * factor for value in box], class_colour(label), font)
+        _draw_text_on_colour(canvas, text, [value * factor for value in box], class_colour(label), font)
     return canvas
 
 
@@ -74,7 +73,8 @@ def comparison_sheet(columns: Mapping[str, Sequence[Image.Image]], path: str | o
         raise NatsError(f"{path}: expected columns of equally many images, at least one, found {lengths}")
     images = [image for column in columns.values() for image in column]
     cell = (min(CELL_SIDE, max(i.width for i in images)), min(CELL_SIDE, max(i.height for i in images)))
-    _save_png(_lay_out(columns, cell), path)
+    with atomic_file(path) as scratch:
+        _lay_out(columns, cell).save(scratch, format="PNG")
 
 
 def class_colour(label: int) -> str:
@@ -120,13 +120,14 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _draw_text_on_colour(
-    draw: ImageDraw.ImageDraw, text: str, box: Sequence[float], colour: str, font: ImageFont.FreeTypeFont
+    canvas: Image.Image, text: str, box: Sequence[float], colour: str, font: ImageFont.FreeTypeFont
 ) -> None:
     margin = max(3, round(font.size) // 4)
-    text = _shorten(text, font, draw.im.size[0] - 2 * margin)
+    text = _shorten(text, font, canvas.width - 2 * margin)
     ascent, descent = font.getmetrics()
     size = (math.ceil(font.getlength(text)) + 2 * margin, ascent + descent + margin)
-    left, top, right, bottom = place_text(box, size, draw.im.size)
+    left, top, right, bottom = place_text(box, size, canvas.size)
+    draw = ImageDraw.Draw(canvas)
     draw.rectangle((left, top, right - 1, bottom - 1), fill=colour)
     draw.text((left + margin, top + margin // 2), text, fill=_text_colour(colour), font=font)
 
@@ -159,12 +160,3 @@ def _lay_out(columns: Mapping[str, Sequence[Image.Image]], cell: tuple[int, int]
             centre = ((cell[0] - fitted.width) // 2, (cell[1] - fitted.height) // 2)
             sheet.paste(fitted, (left + centre[0], top + row * (cell[1] + gap) + centre[1]))
     return sheet
-
-
-def _save_png(image: Image.Image, path: str | os.PathLike) -> None:
-    """Write beside the target, then rename: the file is whole or absent."""
-    path = Path(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        file = Path(folder) / "image.png"
-        image.save(file)
-        os.replace(file, path)

@@ -9,7 +9,6 @@ transposed twin of the data set, tall ones, (k, 1), do.
 import json
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
 from nats_zoo.errors import NatsError
+from nats_zoo.files import atomic_folder
 
 from .drawing import class_colour
 
@@ -99,10 +99,8 @@ def draw_dataset(
     parameters |= {"transpose": transpose, "seed": seed}
     _check_parameters(parameters)
     if not root.exists():
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as folder:
-            _write(Path(folder) / "data", parameters)
-            _rename_unless_there(Path(folder) / "data", root)
+        with atomic_folder(root) as folder:
+            _write(folder, parameters)
     _check_drawn_with(root, parameters)
     return root
 
@@ -157,7 +155,7 @@ def _check_parameters(parameters: dict[str, Any]) -> None:
 
 
 def _write(folder: Path, parameters: dict[str, Any]) -> None:
-    (folder / "images").mkdir(parents=True)
+    (folder / "images").mkdir()
     (folder / "annotations").mkdir()
     for split in SPLITS:
         content = _write_split(folder, split, parameters)
@@ -193,14 +191,6 @@ def _annotation(number: int, image_id: int, item: DrawnObject, transpose: bool) 
         "area": w * h,
         "iscrowd": 0,
     }
-
-
-def _rename_unless_there(folder: Path, root: Path) -> None:
-    try:
-        folder.rename(root)
-    except OSError:
-        if not root.exists():  # else another process was faster, and what it made is checked like any other
-            raise
 
 
 def _check_drawn_with(root: Path, parameters: dict[str, Any]) -> None:

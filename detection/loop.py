@@ -133,6 +133,10 @@ class ResumableLoop(ABC):
     def train_step(self, *batches: tuple) -> dict[str, float]:
         """Update once on a batch of each loader; returns what to log, `loss` among it."""
 
+    def epoch_loaders(self) -> list[EpochLoader]:
+        """The loaders that the current epoch draws from, the first always among them."""
+        return self.loaders
+
     @abstractmethod
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Groups of tensors and plain data from which `load_state` continues."""
@@ -141,10 +145,10 @@ class ResumableLoop(ABC):
     def load_state(self, tensors: dict[str, dict[str, Tensor]], data: dict[str, Any]) -> None:
         """Take on what `state` gave."""
 
-    def begin_epoch(self) -> None:
+    def begin_epoch(self) -> None:  # noqa: B027 (a hook, empty unless wanted)
         """Called before an epoch's first step."""
 
-    def end_epoch(self) -> None:
+    def end_epoch(self) -> None:  # noqa: B027
         """Called after an epoch's last step, before its checkpoint; `self.step` counts that step."""
 
     def run(self) -> None:
@@ -154,6 +158,7 @@ class ResumableLoop(ABC):
             Interrupted: stopped by Ctrl-C or SIGTERM, behind a checkpoint.
             RunError: a damaged checkpoint, or a loss that is not finite.
         """
+        self.folder.begin()
         self._resume()
         total, main = self.total_steps, self.accelerator.is_main_process
         with StopRequest() as stop, tqdm(
@@ -166,7 +171,7 @@ class ResumableLoop(ABC):
         epoch, done = self.epoch, self.step % self.steps_per_epoch
         if not done:
             self.begin_epoch()
-        for batches in zip(*(loader.batches(epoch, done) for loader in self.loaders), strict=False):
+        for batches in zip(*(loader.batches(epoch, done) for loader in self.epoch_loaders()), strict=False):
             record = self._seeded_step(batches)
             self._report(bar, record)
             if self.step % self.steps_per_epoch == 0:
@@ -225,8 +230,9 @@ class ResumableLoop(ABC):
         if checkpoint is not None:
             try:
                 self.load_state(checkpoint.tensors, checkpoint.state)
-            except (KeyError, RuntimeError, ValueError) as error:
-                raise RunError(f"{self.folder.path}: the checkpoint does not fit this run: {error}") from error
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise RunError(f"{self.folder.path}: the checkpoint does not fit this run: {reason}") from error
             step = self._saved_step = self.step = checkpoint.step
         self.folder.rewind_log(step)
 

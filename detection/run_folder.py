@@ -37,7 +37,7 @@ class Checkpoint(NamedTuple):
 
 
 class RunFolder:
-    """Opens or creates a run's folder.
+    """Checks a run's folder; `begin` creates it.
 
     Args:
         path: the folder.
@@ -52,7 +52,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike, config: Mapping[str, Any], resume: bool, writer: bool = True):
         self.path = Path(path)
         self.writer = writer
-        config = json.loads(json.dumps(config))
+        self.config = json.loads(json.dumps(config))
         holds_run = (self.path / "run.json").is_file()
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: expected a folder, found a file")
@@ -63,17 +63,27 @@ class RunFolder:
                 f"{self.path}: already holds a run; add --resume true to continue it or choose another folder"
             )
         if holds_run:
-            self._check_options(config)
-        elif writer:
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            write_json(self.path / "run.json", config)
+            self._check_options()
 
-    def _check_options(self, config: dict[str, Any]) -> None:
-        before = read_json(self.path / "run.json")
+    def begin(self) -> None:
+        """Write the options into the folder, which makes it a run's.
+
+        Apart from the constructor, so that what fails in between leaves no folder, and that no process finds the run
+        which another one has just begun.
+        """
+        if self.writer and not (self.path / "run.json").is_file():
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "run.json", self.config)
+
+    def _check_options(self) -> None:
+        path, config = self.path / "run.json", self.config
+        before = read_json(path)
+        if not isinstance(before, dict):
+            raise RunError(f"{path}: expected an object with the run's options")
         for key in sorted((config.keys() | before.keys()) - FREE_OPTIONS):
             if before.get(key) != config.get(key):
                 raise RunError(
-                    f"{self.path / 'run.json'}: the run was begun with {key}={before.get(key)!r} and can not go on with"
+                    f"{path}: the run was begun with {key}={before.get(key)!r} and can not go on with"
                     f" {config.get(key)!r}"
                 )
 
@@ -86,6 +96,10 @@ class RunFolder:
         if self.writer:
             with self.log_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """All records of the log."""
+        return [json.loads(line) for line in self.log_path.read_text(encoding="utf-8").splitlines()]
 
     def rewind_log(self, step: int) -> None:
         """Drop what was logged after this step: a resumed run logs it again."""
@@ -115,7 +129,8 @@ class RunFolder:
         return read_checkpoint(folders[-1]) if folders else None
 
     def _checkpoints(self) -> list[Path]:
-        return sorted((self.path / "checkpoints").glob("step_" + "[0-9]" * 6))
+        steps = {folder: folder.name.removeprefix("step_") for folder in (self.path / "checkpoints").glob("step_*")}
+        return sorted((folder for folder, step in steps.items() if step.isdigit()), key=lambda f: int(steps[f]))
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

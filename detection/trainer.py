@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +14,7 @@ from ..figures import training_curves
 from ..files import write_json
 from .augment import train_transforms
 from .coco_eval import Metrics, evaluate, predict
-from .config import RunConfig
+from .config import RunConfig, check_at_least
 from .datasets import CocoDataset, collate, find_split
 from .detectors import create_detector
 from .hub import save_detector
@@ -32,6 +32,8 @@ class TrainConfig(RunConfig):
     val_split), log.jsonl, curves.png, metrics.json and checkpoints/.
 
     Args:
+        genotype: what the variant runs: a published name or a file; null: the variant's default.
+        norm: batch norm of the backbone, 'frozen' or 'live'; null: frozen, or live in a random backbone.
         epochs: times through the training split.
         lr_per_image: learning rate, multiplied by the images of a step (over all processes).
         momentum: of SGD.
@@ -45,6 +47,9 @@ class TrainConfig(RunConfig):
     """
 
     val_split: str | None = "val"
+    backbone: str = "nats_resnet50"
+    genotype: str | None = None
+    norm: Literal["frozen", "live"] | None = None
     epochs: int = 13
     lr_per_image: float = 0.00125
     momentum: float = 0.9
@@ -55,6 +60,10 @@ class TrainConfig(RunConfig):
     vertical_flip: float = 0.0
     jitter: float = 0.0
     eval_every: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, epochs=self.epochs, eval_every=self.eval_every)
 
 
 class Trainer(ResumableLoop):
@@ -77,7 +86,7 @@ class Trainer(ResumableLoop):
         folder = RunFolder(config.output, config.to_dict(), config.resume, accelerator.is_main_process)
         loader = EpochLoader(self.train_data, accelerator, config.batch_size, config.workers, config.seed)
         super().__init__(accelerator, folder, [loader], config.epochs, config.seed, config.checkpoint_every, "train")
-        detector = create_run_detector(config, self.train_data, accelerator)
+        detector = create_run_detector(config, self.train_data, accelerator, genotype=config.genotype, norm=config.norm)
         optimizer = torch.optim.SGD(
             [p for p in detector.parameters() if p.requires_grad],
             lr=config.lr_per_image,
@@ -175,18 +184,19 @@ def open_split(config: RunConfig, split: str, transforms: Any = None) -> CocoDat
     return CocoDataset(annotations, images, transforms=transforms, skip_bad=config.skip_bad, seed=config.seed)
 
 
-def create_run_detector(config: RunConfig, data: CocoDataset, accelerator: Accelerator) -> nn.Module:
-    """The detector that a run begins with, its batch norms calibrated on training images; the same on every process."""
+def create_run_detector(config: RunConfig, data: CocoDataset, accelerator: Accelerator, **options: Any) -> nn.Module:
+    """The detector that a run begins with, its batch norms calibrated on training images; the same on every process.
+
+    `options` go to `create_detector` beside those of the config.
+    """
     torch.manual_seed(config.seed)
     with accelerator.main_process_first():  # it downloads, the others find the files
         return create_detector(
             config.framework,
             config.backbone,
             num_classes=len(data.classes) + 1,
-            genotype=config.genotype,
             weights=config.weights,
             trainable_layers=config.trainable_layers,
-            norm=config.norm,
             calibration=calibration_batches(data, config) if config.calibration_images and config.weights else None,
             fpn_channels=config.fpn_channels,
             head_size=config.head_size,
@@ -195,6 +205,7 @@ def create_run_detector(config: RunConfig, data: CocoDataset, accelerator: Accel
             anchor_sizes=config.anchor_sizes,
             classes=data.classes,
             category_ids=data.category_ids,
+            **options,
         )
 
 

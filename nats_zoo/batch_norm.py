@@ -25,7 +25,7 @@ def recalibrate_bn(model: nn.Module, loader: Iterable) -> nn.Module:
         The same model, in the mode it was in.
 
     Raises:
-        NatsError: no batch norm with running statistics, or no batch.
+        NatsError: no batch norm with running statistics, or no batch. On any error the statistics stay what they were.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
@@ -52,12 +52,14 @@ def _measuring(model: nn.Module, norms: list[_BatchNorm]):
         norm.reset_running_stats()
         norm.train()
         norm.momentum = None  # torch's way to ask for a cumulative average
+    finished = False
     try:
         yield
+        finished = True
     finally:
         for norm, momentum, state in zip(norms, momenta, before, strict=True):
             norm.momentum = momentum
-            if not norm.num_batches_tracked:  # no batch came: keep what was there
+            if not finished or not norm.num_batches_tracked:  # an error, or no batch came: keep what was there
                 norm.load_state_dict(state)
         for module, training in modes.items():
             module.training = training

@@ -1,14 +1,14 @@
 """Pictures of genotypes, of training runs and of searches, as PNG files.
 
 Everything is drawn through matplotlib's object interface: no pyplot, so no global state, no display and no window.
-Curves are read from JSONL logs, one record per line; a record that repeats a step (a resumed run) replaces the
-earlier one.
+Curves are read from JSONL logs, one record per line; `null` counts as absent, and a record that repeats a step (a
+resumed run) replaces the earlier one.
 """
 
 import json
 import math
 import os
-import tempfile
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from .errors import NatsError
+from .files import atomic_file
 from .genotype import PLAIN, Dilation, Genotype
 
 DPI = 120
 WIDTH_PER_BAR = 0.28  # inches
+LOG_KEYS = ("step", "epoch", "loss", "lr", "AP", "AP50", "alpha_loss", "entropy", "share_changed")
 
 # Light to dark. Grey, green, blue and orange stay apart for the common kinds of colour blindness.
 PLAIN_COLOUR = "#d9d9d9"
@@ -285,6 +287,10 @@ def _read_record(line: str, where: str) -> dict[str, Any]:
         raise NatsError(f"{where}: not JSON: {error}") from error
     if not isinstance(record, dict) or not {"step", "epoch"} <= record.keys():
         raise NatsError(f"{where}: expected an object with the keys 'step' and 'epoch'")
+    record = {key: record[key] for key in LOG_KEYS if record.get(key) is not None}
+    for key, value in record.items():
+        if not isinstance(value, int | float):
+            raise NatsError(f"{where}: {key}: expected a number, found {reprlib.repr(value)}")
     return record
 
 
@@ -374,9 +380,5 @@ def _edges(epochs: Sequence[float]) -> np.ndarray:
 
 
 def _save_png(figure: Figure, path: str | os.PathLike) -> None:
-    """Write beside the target, then rename: the file is whole or absent, and the same figure gives the same bytes."""
-    path = Path(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        file = Path(folder) / "figure.png"
-        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
-        os.replace(file, path)
+    with atomic_file(path) as scratch:
+        figure.savefig(scratch, format="png", dpi=DPI, metadata={"Software": None})

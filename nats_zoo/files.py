@@ -31,14 +31,26 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix="."))
+    new, old = scratch / "new", scratch / "old"
+    new.mkdir()
     try:
-        yield scratch
-        scratch.chmod(0o777 & ~_umask())
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(scratch, path)
+        yield new
+        _put_in_place(new, path, old)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _put_in_place(new: Path, path: Path, old: Path) -> None:
+    """Rename `new` to `path`; what was there becomes `old`, or comes back if that fails."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:  # a Ctrl-C too
+        os.replace(old, path)
+        raise
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

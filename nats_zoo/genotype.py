@@ -11,11 +11,11 @@ A genotype file is JSON:
 Each run is `[channels, dilation_h, dilation_w]`, in the convolution's own output-channel order.
 """
 
-import ast
 import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,8 @@ from .files import write_text
 
 FORMAT = 1
 MAX_FILE_BYTES = 16 * 2**20
-MAX_DILATION = 1024  # far beyond any feature map; keeps a damaged file from asking for gigabytes of padding
+MAX_CHANNELS = 2**20  # far beyond any network, as the next is beyond any feature map:
+MAX_DILATION = 1024  # they keep a damaged file from asking for gigabytes
 GENOTYPE_DIR = Path(__file__).parent / "genotypes"
 
 Dilation = tuple[int, int]
@@ -71,7 +72,7 @@ class Genotype:
             name: _read_gains(values, name, convs, self.source)
             for name, values in _items(self.gains, "gains", self.source)
         }
-        provenance = dict(_items(self.provenance, "provenance", self.source))
+        provenance = _read_provenance(self.provenance, self.source)
         for name, value in (("convs", convs), ("gains", gains), ("provenance", provenance)):
             object.__setattr__(self, name, value)
 
@@ -123,14 +124,17 @@ class Genotype:
             GenotypeError: malformed file, or a pattern that does not fit the architecture.
         """
         patterns = _read_json(Path(path))
-        names = _stage_convs_3x3(architecture, str(path))
-        if not isinstance(patterns, list) or len(patterns) != len(names):
+        channels = _stage_convs_3x3(architecture, str(path))
+        if not isinstance(patterns, list) or len(patterns) != len(channels):
             found = f"{len(patterns)} patterns" if isinstance(patterns, list) else type(patterns).__name__
             raise GenotypeError(
-                f"{path}: expected a list of {len(names)} patterns, one per 3x3 convolution of {architecture},"
+                f"{path}: expected a list of {len(channels)} patterns, one per 3x3 convolution of {architecture},"
                 f" found {found}"
             )
-        convs = {name: _ic_conv_runs(p, name, str(path)) for name, p in zip(names, patterns, strict=True)}
+        convs = {
+            name: _ic_conv_runs(pattern, name, channels[name], str(path))
+            for name, pattern in zip(channels, patterns, strict=True)
+        }
         provenance = {"method": "ic_conv", "note": f"converted from the pattern file {Path(path).name}"}
         return cls(architecture=architecture, convs=convs, provenance=provenance, source=str(path))
 
@@ -233,12 +237,24 @@ def _dilation_order(dilation: Dilation) -> tuple[bool, Dilation]:
 def _items(value: Any, what: str, source: str) -> list[tuple[str, Any]]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise GenotypeError(f"{source}: {what} must be an object with string keys, found {type(value).__name__}")
+    for key in value:
+        if not key.isprintable():  # a line break in a name would break an error message in two
+            raise GenotypeError(f"{source}: {what}: the key {_short(key)} holds unprintable characters")
     return list(value.items())
 
 
 def _check_architecture(architecture: Any, source: str) -> None:
     if not isinstance(architecture, str) or not architecture:
         raise GenotypeError(f"{source}: architecture must be a timm model name, found {_short(architecture)}")
+
+
+def _read_provenance(provenance: Any, source: str) -> dict[str, Any]:
+    """A deep copy in plain JSON data, as it will be read back."""
+    content = dict(_items(provenance, "provenance", source))
+    try:
+        return json.loads(json.dumps(content, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise GenotypeError(f"{source}: provenance must be plain JSON data: {error}") from error
 
 
 def _read_runs(runs: Any, name: str, source: str) -> tuple[Run, ...]:
@@ -254,8 +270,11 @@ def _read_run(run: Any, name: str, source: str) -> Run:
             f"{source}: {name}: a run must be [channels, dilation_h, dilation_w], three positive integers,"
             f" found {_short(run)}"
         )
-    if max(run[1:]) > MAX_DILATION:
-        raise GenotypeError(f"{source}: {name}: dilation {max(run[1:])} is beyond the largest allowed, {MAX_DILATION}")
+    if run[0] > MAX_CHANNELS or max(run[1:]) > MAX_DILATION:
+        raise GenotypeError(
+            f"{source}: {name}: expected at most {MAX_CHANNELS} channels and a dilation of {MAX_DILATION},"
+            f" found {_short(run)}"
+        )
     return Run(*run)
 
 
@@ -284,10 +303,11 @@ def _short(value: Any) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise GenotypeError(f"{path}: {size} bytes is too large for a genotype (limit {MAX_FILE_BYTES})")
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise GenotypeError(f"{path}: too large for a genotype, expected at most {MAX_FILE_BYTES} bytes")
+        text = content.decode("utf-8")
     except OSError as error:
         raise GenotypeError(f"{path}: can not be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -323,8 +343,8 @@ def _format_json(data: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 
-def _stage_convs_3x3(architecture: str, source: str) -> list[str]:
-    """Names of a timm network's 3x3 convolutions in its stages (the stem left out), in network order."""
+def _stage_convs_3x3(architecture: str, source: str) -> dict[str, int]:
+    """Output channels of a timm network's 3x3 convolutions in its stages (the stem left out), in network order."""
     import timm
     import torch
 
@@ -333,24 +353,23 @@ def _stage_convs_3x3(architecture: str, source: str) -> list[str]:
     with torch.device("meta"):
         model = timm.create_model(architecture)
     stages = tuple(info["module"] for info in model.feature_info[1:])
-    return [
-        name
+    return {
+        name: module.out_channels
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3) and name.startswith(stages)
-    ]
+    }
 
 
-def _ic_conv_runs(pattern: Any, name: str, source: str) -> tuple[Run, ...]:
+def _ic_conv_runs(pattern: Any, name: str, out_channels: int, source: str) -> tuple[Run, ...]:
     runs = []
     for key, channels in _items(pattern, f"the pattern of {name}", source):
-        try:
-            extra = ast.literal_eval(key)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            extra = None
-        is_pair = isinstance(extra, tuple) and len(extra) == 2 and all(type(v) is int for v in extra)
-        if not is_pair:
+        extra = re.fullmatch(r"\(([0-9]{1,3}), ?([0-9]{1,3})\)", key)
+        if not extra:
             raise GenotypeError(f"{source}: {name}: expected keys like '(0, 1)', found {_short(key)}")
-        if channels == 0:
+        if type(channels) is int and channels == 0:
             continue  # the published files list every pattern, used or not
-        runs.append(_read_run([channels, extra[0] + 1, extra[1] + 1], name, source))
-    return _read_runs(runs, name, source)
+        runs.append(_read_run([channels, int(extra[1]) + 1, int(extra[2]) + 1], name, source))
+    total = sum(run.channels for run in runs)
+    if total != out_channels:
+        raise GenotypeError(f"{source}: {name}: its pattern adds up to {total} channels, expected {out_channels}")
+    return tuple(runs)

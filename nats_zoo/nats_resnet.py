@@ -54,6 +54,8 @@ class NatsResNet(ResNet):
         check_architecture(self.genotype, architecture)
         transform(self, self.genotype)
 
+    __jit_unused_properties__ = ("_model_args",)  # else TorchScript would compile the property below
+
     # timm sets `_model_args` after construction and writes it into config.json; there the genotype, the default one
     # included, must travel as data: a path means nothing elsewhere and a default may change.
     @property

@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from .errors import GenotypeError
 from .genotype import Dilation, Run
 
-# Up to this many runs, slicing the convolutions' outputs and concatenating them in channel order is one copy and
-# no index; beyond, an index_select is faster than so many small slices.
-MAX_SLICES = 64
+# Up to this many pieces, splitting the convolutions' outputs and concatenating them in channel order is one copy and
+# no index; beyond, an index_select is faster than so many small pieces.
+MAX_PIECES = 64
 
 
 class _Branch(NamedTuple):
     """All output channels of one dilation: they execute as one convolution (merge)."""
 
+    pieces: list[int]  # which runs, neighbours of one dilation counted as one
+    channels: list[int]  # output channels of each of them
     padding: tuple[int, int]
     dilation: Dilation
     groups: int
-    out_slices: tuple[tuple[int, int], ...]  # half-open channel ranges of the weight, in order
-    in_slices: tuple[tuple[int, int], ...]  # the same of the input; empty: the whole input
 
 
 class RegroupedConv2d(nn.Conv2d):
@@ -48,8 +48,12 @@ class RegroupedConv2d(nn.Conv2d):
         input (N, in_channels, H, W), output (N, out_channels, H', W') with the plain convolution's H' and W'.
 
     Raises:
-        GenotypeError: runs that do not fit the convolution, or a padding that can not grow symmetrically.
+        GenotypeError: runs or gains that do not fit the convolution, or a padding that can not grow symmetrically.
     """
+
+    # What TorchScript can not tell from the values alone.
+    _branches: list[_Branch]
+    _in_sizes: list[int]
 
     def __init__(
         self,
@@ -74,8 +78,12 @@ class RegroupedConv2d(nn.Conv2d):
         self.runs = tuple(Run(*run) for run in runs)
         self.gains = tuple(gains) if gains is not None and any(gain != 1.0 for gain in gains) else None
         _check_runs(self, self.runs, name)
-        self._branches = _plan_branches(self, self.runs, name)
-        self._order = _channel_order(self._branches)
+        _check_gains(gains, self.runs, name)
+        pieces = _merge_neighbours(self.runs)
+        self._branches = _plan_branches(self, pieces, name)
+        self._sizes = [piece.channels for piece in pieces]
+        self._in_sizes = [n * self.in_channels // self.out_channels for n in self._sizes] if groups > 1 else []
+        self._order = _inverse([piece for branch in self._branches for piece in branch.pieces])
         self.register_buffer("_gain", None, persistent=False)
         self.register_buffer("_restore", None, persistent=False)
         self._fill_buffers(device, dtype)
@@ -129,8 +137,10 @@ class RegroupedConv2d(nn.Conv2d):
                 self._gain = torch.empty(self.out_channels, 1, 1, 1, dtype=dtype, device=device)
             else:
                 self._gain = per_run.repeat_interleave(channels).view(-1, 1, 1, 1)
-        if len(self._branches) > 1 and len(self._order) > MAX_SLICES:
-            self._restore = torch.tensor(_restoring_permutation(self._branches), device=device)
+        if len(self._branches) > 1 and len(self._order) > MAX_PIECES:
+            channels = torch.arange(self.out_channels).split(self._sizes)
+            gathered = torch.cat([channels[piece] for branch in self._branches for piece in branch.pieces])
+            self._restore = torch.tensor(_inverse(gathered.tolist()), device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self._gain is None else self.weight * self._gain
@@ -140,15 +150,22 @@ class RegroupedConv2d(nn.Conv2d):
         """Run another kernel and bias of the same shapes at this module's dilations; gains are not applied."""
         if len(self._branches) == 1:
             return self._convolve(x, weight, bias, self._branches[0])
-        outputs = [self._run_branch(x, weight, bias, branch) for branch in self._branches]
+        weights = _gather(weight, self._sizes, self._branches, 0)
+        biases = None if bias is None else _gather(bias, self._sizes, self._branches, 0)
+        inputs = [x] * len(weights) if self.groups == 1 else _gather(x, self._in_sizes, self._branches, 1)
+        outputs: list[Tensor] = []
+        for i, branch in enumerate(self._branches):
+            outputs.append(self._convolve(inputs[i], weights[i], None if biases is None else biases[i], branch))
+        return self._in_channel_order(outputs)
+
+    def _in_channel_order(self, outputs: list[Tensor]) -> Tensor:
         if self._restore is not None:
             return torch.cat(outputs, 1).index_select(1, self._restore)
-        return torch.cat([outputs[branch][:, start:stop] for branch, start, stop in self._order], 1)
-
-    def _run_branch(self, x: Tensor, weight: Tensor, bias: Tensor | None, branch: _Branch) -> Tensor:
-        inputs = _take(x, branch.in_slices, 1) if branch.in_slices else x
-        part = None if bias is None else _take(bias, branch.out_slices, 0)
-        return self._convolve(inputs, _take(weight, branch.out_slices, 0), part, branch)
+        pieces: list[Tensor] = []
+        for i, branch in enumerate(self._branches):
+            parts = outputs[i].split(branch.channels, 1)
+            pieces.extend([parts[j] for j in range(len(branch.channels))])  # fx can index parts, not iterate over them
+        return torch.cat([pieces[i] for i in self._order], 1)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, branch: _Branch) -> Tensor:
         return F.conv2d(x, weight, bias, self.stride, branch.padding, branch.dilation, branch.groups)
@@ -165,18 +182,23 @@ class RegroupedConv2dSame(RegroupedConv2d):
     """RegroupedConv2d with timm's Conv2dSame padding: computed from the input's size, then grown per dilation."""
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, branch: _Branch) -> Tensor:
-        pads = []
-        for axis in (1, 0):  # F.pad counts from the last axis
-            total = get_same_padding(x.shape[2 + axis], self.kernel_size[axis], self.stride[axis], self.dilation[axis])
-            grown = branch.padding[axis]
-            pads += [total // 2 + grown, total - total // 2 + grown]
+        rows = get_same_padding(x.shape[2], self.kernel_size[0], self.stride[0], self.dilation[0])
+        columns = get_same_padding(x.shape[3], self.kernel_size[1], self.stride[1], self.dilation[1])
+        height, width = branch.padding
+        # F.pad counts from the last axis
+        pads = [columns // 2 + width, columns - columns // 2 + width, rows // 2 + height, rows - rows // 2 + height]
         return F.conv2d(F.pad(x, pads), weight, bias, self.stride, (0, 0), branch.dilation, branch.groups)
 
 
-def _take(tensor: Tensor, slices: tuple[tuple[int, int], ...], dim: int) -> Tensor:
-    if len(slices) == 1:
-        return tensor.narrow(dim, slices[0][0], slices[0][1] - slices[0][0])
-    return torch.cat([tensor.narrow(dim, start, stop - start) for start, stop in slices], dim)
+def _gather(tensor: Tensor, sizes: list[int], branches: list[_Branch], dim: int) -> list[Tensor]:
+    """Each branch's pieces of a tensor that is cut into `sizes` along `dim`, concatenated."""
+    # One split and no slices: its backward is one concatenation, that of n slices is n zero-filled tensors.
+    parts = tensor.split(sizes, dim)
+    gathered: list[Tensor] = []
+    for branch in branches:
+        own = [parts[i] for i in branch.pieces]
+        gathered.append(own[0] if len(own) == 1 else torch.cat(own, dim))
+    return gathered
 
 
 def _regrouped_class(conv: nn.Conv2d, name: str) -> type[RegroupedConv2d]:
@@ -205,6 +227,8 @@ def _halved(total: int, name: str) -> int:
 
 
 def _check_runs(conv: nn.Conv2d, runs: tuple[Run, ...], name: str) -> None:
+    if any(min(run) < 1 for run in runs):
+        raise GenotypeError(f"{name}: channels and dilations of a run must be positive")
     total = sum(run.channels for run in runs)
     if total != conv.out_channels:
         raise GenotypeError(f"{name}: its runs add up to {total} channels, expected {conv.out_channels}")
@@ -218,49 +242,43 @@ def _check_runs(conv: nn.Conv2d, runs: tuple[Run, ...], name: str) -> None:
             )
 
 
-def _plan_branches(conv: nn.Conv2d, runs: tuple[Run, ...], name: str) -> tuple[_Branch, ...]:
-    slices: dict[Dilation, list[tuple[int, int]]] = {}
-    start = 0
+def _check_gains(gains: Sequence[float] | None, runs: tuple[Run, ...], name: str) -> None:
+    if gains is not None and len(gains) != len(runs):
+        raise GenotypeError(f"{name}: {len(gains)} gains for {len(runs)} runs, expected one per run")
+
+
+def _merge_neighbours(runs: Sequence[Run]) -> list[Run]:
+    """The same channels' dilations with neighbouring runs of one dilation as one."""
+    merged: list[Run] = []
     for run in runs:
-        ranges = slices.setdefault(run.dilation, [])
-        if ranges and ranges[-1][1] == start:
-            ranges[-1] = (ranges[-1][0], start + run.channels)
+        if merged and merged[-1].dilation == run.dilation:
+            merged[-1] = merged[-1]._replace(channels=merged[-1].channels + run.channels)
         else:
-            ranges.append((start, start + run.channels))
-        start += run.channels
-    return tuple(_plan_branch(conv, dilation, tuple(ranges), name) for dilation, ranges in slices.items())
+            merged.append(run)
+    return merged
 
 
-def _plan_branch(conv: nn.Conv2d, dilation: Dilation, ranges: tuple[tuple[int, int], ...], name: str) -> _Branch:
+def _plan_branches(conv: nn.Conv2d, pieces: list[Run], name: str) -> list[_Branch]:
+    dilations = dict.fromkeys(piece.dilation for piece in pieces)  # in order of appearance
+    return [_plan_branch(conv, dilation, pieces, name) for dilation in dilations]
+
+
+def _plan_branch(conv: nn.Conv2d, dilation: Dilation, pieces: list[Run], name: str) -> _Branch:
     growth = [
         _halved((d - 1) * d0 * (k - 1), name)
         for d, d0, k in zip(dilation, conv.dilation, conv.kernel_size, strict=True)
     ]
-    per_group_out = conv.out_channels // conv.groups
-    per_group_in = conv.in_channels // conv.groups
-    cardinality_groups = [(start // per_group_out, stop // per_group_out) for start, stop in ranges]
-    whole_input = conv.groups == 1 or cardinality_groups == [(0, conv.groups)]
+    own = [index for index, piece in enumerate(pieces) if piece.dilation == dilation]
+    channels = [pieces[index].channels for index in own]
     return _Branch(
+        pieces=own,
+        channels=channels,
         padding=(conv.padding[0] + growth[0], conv.padding[1] + growth[1]),
         dilation=(dilation[0] * conv.dilation[0], dilation[1] * conv.dilation[1]),
-        groups=1 if conv.groups == 1 else sum(stop - start for start, stop in cardinality_groups),
-        out_slices=ranges,
-        in_slices=() if whole_input else tuple((a * per_group_in, b * per_group_in) for a, b in cardinality_groups),
+        groups=conv.groups * sum(channels) // conv.out_channels if conv.groups > 1 else 1,
     )
 
 
-def _channel_order(branches: tuple[_Branch, ...]) -> tuple[tuple[int, int, int], ...]:
-    """(branch, start, stop): which slices of the branches' outputs, concatenated, are the channels in their order."""
-    pieces = []
-    for index, branch in enumerate(branches):
-        offset = 0
-        for start, stop in branch.out_slices:
-            pieces.append((start, index, offset, offset + stop - start))
-            offset += stop - start
-    return tuple((index, begin, end) for _, index, begin, end in sorted(pieces))
-
-
-def _restoring_permutation(branches: tuple[_Branch, ...]) -> list[int]:
-    """Where each output channel lies in the concatenation of the branches' outputs."""
-    concatenated = [c for branch in branches for start, stop in branch.out_slices for c in range(start, stop)]
-    return sorted(range(len(concatenated)), key=concatenated.__getitem__)
+def _inverse(permutation: Sequence[int]) -> list[int]:
+    """Where each of 0..n-1 stands in a permutation of them."""
+    return sorted(range(len(permutation)), key=permutation.__getitem__)

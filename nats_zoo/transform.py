@@ -30,14 +30,15 @@ def transform(model: nn.Module, genotype: Genotype | Mapping | str | os.PathLike
         The same model.
 
     Raises:
-        GenotypeError: another architecture, an unknown convolution, runs that do not fit it, or a convolution
-            inside a block that rebuilds it for deployment.
+        GenotypeError: another architecture, an unknown convolution, runs that do not fit it, a convolution inside a
+            block that rebuilds it for deployment, or a network that is regrouped already.
     """
     genotype = resolve_genotype(genotype)
     found = architecture_of(model)
     if found is not None:
         check_architecture(genotype, found)
     modules = dict(model.named_modules())
+    _refuse_regrouped(modules, genotype)
     regrouped = {name: _regroup(modules, name, genotype) for name in genotype.convs}
     for name, conv in regrouped.items():
         model.set_submodule(name, conv)
@@ -69,6 +70,15 @@ def _regroup(modules: dict[str, nn.Module], name: str, genotype: Genotype) -> Re
         raise GenotypeError(f"{where} is a {type(conv).__name__}, expected a Conv2d")
     _refuse_foreign_hooks(modules, name, where)
     return RegroupedConv2d.from_conv(conv, genotype.convs[name], genotype.gains.get(name), name=where)
+
+
+def _refuse_regrouped(modules: dict[str, nn.Module], genotype: Genotype) -> None:
+    # Two genotypes would mix: the convolutions that the new one does not name must be plain.
+    for name, module in modules.items():
+        if isinstance(module, RegroupedConv2d):
+            raise GenotypeError(
+                f"{genotype.source}: {name} of the model is regrouped already, expected a plain network"
+            )
 
 
 def _refuse_foreign_hooks(modules: dict[str, nn.Module], name: str, where: str) -> None:

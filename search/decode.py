@@ -32,7 +32,7 @@ def chosen_dilations(mixture: MixtureConv2d) -> list[Dilation]:
 def decode_network(body: nn.Module, mixtures: Mapping[str, MixtureConv2d]) -> nn.Module:
     """Turn a supernet into its decoded network, in place: what the supernet computes at one-hot alpha.
 
-    Each output channel keeps its group's chosen dilation with that candidate's own kernel row and batch norm statistics.
+    Each output channel keeps its chosen dilation, with that candidate's own kernel row and batch norm statistics.
 
     Args:
         body: the supernet.

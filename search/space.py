@@ -49,9 +49,7 @@ SPACES = {
     for space in (
         SearchSpace("A", {2: _square(1, 3), 3: _square(1, 3), 4: _square(1, 3, 5)}),
         SearchSpace("B", {2: _square(1, 2, 3), 3: _square(1, 2, 3), 4: _square(1, 2, 3, 4, 5)}),
-        SearchSpace(
-            "C", {2: _C_EARLY, 3: _C_EARLY, 4: _square(1, 2, 3, 4, 5) + _TALL_AND_WIDE_3 + _TALL_AND_WIDE_5}
-        ),
+        SearchSpace("C", {2: _C_EARLY, 3: _C_EARLY, 4: _square(1, 2, 3, 4, 5) + _TALL_AND_WIDE_3 + _TALL_AND_WIDE_5}),
     )
 }
 
@@ -102,5 +100,5 @@ def count_groups(conv: nn.Conv2d, name: str, groups: int | None, channels_per_gr
         raise SearchError(f"{name}: its {conv.out_channels} output channels can not be split into {asked}")
     cardinality_group = conv.out_channels // conv.groups
     if conv.groups > 1 and size % cardinality_group:
-        raise SearchError(f"{name}: groups of {int(size)} channels would cut its cardinality groups of {cardinality_group}")
+        raise SearchError(f"{name}: groups of {int(size)} channels cut its cardinality groups of {cardinality_group}")
     return conv.out_channels // int(size)

@@ -233,5 +233,3 @@ def _evaluating(module: nn.Module):
     finally:
         for m, training in modes.items():
             m.training = training
-
-

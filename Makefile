@@ -1,0 +1,39 @@
+# Each target sets up what it needs, on a fresh machine too: a virtual environment in .venv, then the work.
+# PYTHON=python3.12 make test    uses another interpreter (3.10 or newer).
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+OUTPUT ?= demo
+
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo    search and train on a drawn data set, about ten minutes on two CPU cores (OUTPUT=$(OUTPUT))"
+	@echo "make test    run the tests"
+	@echo "make lint    check style and formatting"
+	@echo "make format  format the code"
+	@echo "make clean   remove the virtual environment"
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --editable ".[dev]"
+	touch $(READY)
+
+demo: $(READY)
+	$(VENV)/bin/nats demo --output $(OUTPUT)
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest --numprocesses 2
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(READY)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,43 @@
+"""Evaluate a saved detector on a data set."""
+
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ..files import write_json
+from .coco_eval import Metrics, evaluate, predict, save_results
+from .config import Precision
+from .datasets import CocoDataset, find_split
+from .hub import from_pretrained
+
+
+def evaluate_model(
+    model: str,
+    data: str,
+    split: str = "test",
+    images: str | None = None,
+    skip_bad: bool = False,
+    batch_size: int = 1,
+    precision: Precision | None = None,
+    workers: int = 0,
+    output: str | None = None,
+) -> Metrics:
+    """COCO metrics of a detector's folder or Hub repository on a split; writes metrics and results if asked.
+
+    The arguments are those of `nats evaluate`.
+
+    Raises:
+        NatsError: a model, data set or split that can not be used.
+    """
+    annotations, image_folder = find_split(data, split, images)
+    dataset = CocoDataset(annotations, image_folder, skip_bad=skip_bad)
+    accelerator = Accelerator(mixed_precision=precision)
+    detector = accelerator.prepare_model(from_pretrained(model), evaluation_mode=True)
+    results = predict(detector, dataset, accelerator, batch_size, workers)
+    metrics = evaluate(dataset, results)
+    if output is not None and accelerator.is_main_process:
+        folder = Path(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "metrics.json", {"split": split, "batch_size": batch_size, **metrics.to_dict()})
+        save_results(results, folder / "results.json")
+    return metrics

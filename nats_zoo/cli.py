@@ -1,0 +1,222 @@
+"""The `nats` command. The only file that imports all three packages; nothing imports it.
+
+Each subcommand is a typed function or the config of a run; its options, help and `--config FILE` come from there.
+Only the chosen subcommand's packages are imported, so that `nats --help` stays as cheap as `import nats_zoo`.
+"""
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from .errors import NatsError
+
+BAD_INPUT = 2
+INTERRUPTED = 130  # what shells report for Ctrl-C
+
+
+class Command(NamedTuple):
+    """A subcommand: its line in the help, and what fills its parser and returns what runs the parsed options."""
+
+    summary: str
+    build: Callable[[Any], Callable[[Any], None]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        from .version import __version__
+
+        print(f"nats-zoo {__version__}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        return _fail(f"{arguments[0]}: no such command, expected one of {', '.join(COMMANDS)}")
+    return _run(arguments[0], arguments[1:])
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: nats COMMAND [options]",
+            "",
+            "Detection backbones whose dilations were searched channel by channel.",
+            "",
+            *lines,
+            "",
+            "nats COMMAND --help shows a command's options; each can also come from a YAML file, --config FILE.",
+            "search, train and evaluate use several devices or machines as: accelerate launch -m nats_zoo COMMAND ...",
+        ]
+    )
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from .detection.loop import Interrupted
+
+    parser = ArgumentParser(prog=f"nats {name}", description=COMMANDS[name].summary, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    run = COMMANDS[name].build(parser)
+    try:
+        options = parser.instantiate(parser.parse_args(arguments))
+        options.pop("config", None)
+        run(options)
+    except ArgumentError as error:
+        return _fail(f"{name}: {error}; see nats {name} --help")
+    except NatsError as error:
+        return _fail(str(error))
+    except Interrupted as stop:
+        print(f"nats: {stop}", file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print("nats: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"nats: {' '.join(message.split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _from_function(function: Callable[..., None]) -> Callable[[Any], Callable[[Any], None]]:
+    """Parameters become options; those without a default are positional."""
+
+    def build(parser: Any) -> Callable[[Any], None]:
+        parser.add_function_arguments(function, as_group=False, as_positional=True)
+        return lambda options: function(**options.as_dict())
+
+    return build
+
+
+def _search(parser: Any) -> Callable[[Any], None]:
+    from .search import SearchConfig, Searcher
+
+    parser.add_class_arguments(SearchConfig, as_group=False)
+
+    def run(options: Any) -> None:
+        genotype = Searcher(SearchConfig(**options.as_dict()), command=_typed_command()).run()
+        print(genotype)
+
+    return run
+
+
+def _train(parser: Any) -> Callable[[Any], None]:
+    from .detection import TrainConfig, Trainer
+
+    parser.add_class_arguments(TrainConfig, as_group=False)
+
+    def run(options: Any) -> None:
+        metrics = Trainer(TrainConfig(**options.as_dict())).run()
+        if metrics is not None:
+            print(metrics.table())
+
+    return run
+
+
+def _typed_command() -> str:
+    return shlex.join(["nats", *sys.argv[1:]])
+
+
+def evaluate(
+    model: str,
+    data: str,
+    split: str = "test",
+    images: str | None = None,
+    skip_bad: bool = False,
+    batch_size: int = 1,
+    precision: Literal["no", "bf16", "fp16"] | None = None,
+    workers: int = 2,
+    output: str | None = None,
+) -> None:
+    """Evaluate a detector with COCO's metrics.
+
+    Args:
+        model: a detector's folder or Hub repository.
+        data: folder of a COCO-layout data set: annotations/instances_SPLIT.json and the images.
+        split: split to evaluate on.
+        images: folder of the images, if it is not found by itself.
+        skip_bad: leave out and count entries of the data set that can not be used, instead of refusing them.
+        batch_size: images per batch and process; AP moves a little with it (padding).
+        precision: 'no' (float32), 'bf16' or 'fp16'; null: what `accelerate config` says.
+        workers: data loading processes.
+        output: folder for metrics.json and results.json (COCO results format).
+    """
+    from .detection.evaluation import evaluate_model
+
+    metrics = evaluate_model(model, data, split, images, skip_bad, batch_size, precision, workers, output)
+    print(metrics.table())
+
+
+def predict(
+    model: str,
+    images: list[str],
+    output: str = "predictions",
+    threshold: float = 0.5,
+) -> None:
+    """Draw a detector's boxes on images and write them as JSON.
+
+    Args:
+        model: a detector's folder or Hub repository.
+        images: image files and folders of images.
+        output: folder for a PNG per image and predictions.json (boxes as x1, y1, x2, y2 in pixels).
+        threshold: boxes with a lower score are left out.
+    """
+    from .detection.prediction import predict_images
+
+    for line in predict_images(model, images, output, threshold):
+        print(line)
+
+
+def publish(
+    folder: str,
+    repo: str,
+    private: bool = False,
+    revision: str | None = None,
+    tag: str | None = None,
+    message: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Publish a backbone's or detector's folder on the Hugging Face Hub, in one commit.
+
+    Args:
+        folder: what `nats train` wrote (model/ or best/), or `nats_zoo.hub.save_backbone`.
+        repo: ORG/NAME; created if it is not there.
+        private: create it as a private repository.
+        revision: branch to commit to.
+        tag: tag the commit.
+        message: commit message.
+        dry_run: print what would be uploaded, and do nothing.
+    """
+    from .hub import publish as publish_folder
+
+    print(publish_folder(folder, repo, private, revision, tag, message, dry_run=dry_run))
+
+
+def demo(output: str = "demo", seed: int = 0) -> None:
+    """Search and train on a drawn data set: minutes on two CPU cores, no download.
+
+    Args:
+        output: folder for the data, the runs and the pictures; a demo that was stopped goes on there.
+        seed: of everything random.
+    """
+    from .search.demo import run_demo
+
+    run_demo(Path(output), seed)
+
+
+COMMANDS = {
+    "search": Command("find a genotype for a detector's backbone", _search),
+    "train": Command("train a detector on a timm backbone", _train),
+    "evaluate": Command("COCO metrics of a detector", _from_function(evaluate)),
+    "predict": Command("draw a detector's boxes on images", _from_function(predict)),
+    "publish": Command("put a model folder on the Hugging Face Hub", _from_function(publish)),
+    "demo": Command("the whole path on a drawn data set, without a download", _from_function(demo)),
+}

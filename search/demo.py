@@ -1,0 +1,135 @@
+"""The whole path on a drawn data set: pretrain, search, train plain and NATS equally, compare. No download.
+
+The data set's classes can only be told apart by a wide receptive field along one axis (see detection/drawn.py).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ..detection.coco_eval import Metrics
+from ..detection.datasets import CocoDataset, find_split
+from ..detection.drawing import comparison_sheet, draw_detections
+from ..detection.drawn import draw_dataset
+from ..detection.evaluation import evaluate_model
+from ..detection.hub import from_pretrained
+from ..detection.prediction import detect, draw_found, open_image
+from ..detection.trainer import TrainConfig, Trainer
+from ..files import write_text
+from ..genotype import Genotype
+from .searcher import SearchConfig, Searcher
+
+IMAGES = {"train": 240, "val": 40, "test": 160}
+SIZE = 160  # pixels
+SHOWN_IMAGES = 4
+THRESHOLD = 0.4
+
+# A small detector, the same in every run.
+DETECTOR = {
+    "fpn_channels": 48,
+    "head_size": 128,
+    "min_size": SIZE,
+    "max_size": SIZE,
+    "anchor_sizes": (16, 32, 64, 96, 128),
+    "batch_size": 8,
+    "eval_batch_size": 8,
+    "workers": 0,
+    "resume": True,
+}
+PRETRAINING = {"epochs": 12, "lr_per_image": 0.0025, "lr_steps": (10,), "warmup_steps": 30, "val_split": None}
+SEARCH = {"epochs": 6, "alpha_start": 1, "lr_per_image": 0.001, "final_lr_per_image": 0.0001, "alpha_lr": 0.05}
+TRAINING = {"epochs": 10, "lr_per_image": 0.002, "lr_steps": (8,), "warmup_steps": 20, "val_split": None}
+
+
+def run_demo(folder: Path, seed: int = 0) -> None:
+    """Run, or go on with, the demo; everything it makes lies in the folder.
+
+    Args:
+        folder: data/, pretrained/, search/, plain/ and nats/ (runs), table.txt and the PNGs.
+        seed: of the drawn data, the search and the training.
+
+    Raises:
+        NatsError: a folder that holds something else.
+    """
+    data = draw_dataset(folder / "data", **IMAGES, size=SIZE, seed=seed)
+    common: dict[str, Any] = {**DETECTOR, "data": str(data), "seed": seed}
+    _say("1/4 pretraining a plain ResNet-18 detector on the drawn images, from random weights")
+    _train(folder / "pretrained", common, PRETRAINING, backbone="resnet18", weights=None)
+    weights = str(folder / "pretrained" / "model")
+    _say("2/4 searching a genotype from those weights")
+    genotype = _search(folder / "search", common, weights)
+    _say("3/4 training both networks equally from those weights: plain")
+    _train(folder / "plain", common, TRAINING, backbone="resnet18", weights=weights)
+    _say("4/4 training both networks equally from those weights: NATS")
+    path = str(folder / "search" / "genotype.json")
+    _train(folder / "nats", common, TRAINING, backbone="nats_resnet18", weights=weights, genotype=path)
+    _report(folder, data, genotype)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _train(output: Path, common: dict[str, Any], recipe: dict[str, Any], **options: Any) -> None:
+    Trainer(TrainConfig(output=str(output), **common, **recipe, **options)).run()
+
+
+def _search(output: Path, common: dict[str, Any], weights: str) -> Genotype:
+    config = SearchConfig(
+        output=str(output),
+        backbone="resnet18",
+        weights=weights,
+        groups=4,
+        level="single",
+        note="nats demo",
+        **common,
+        **SEARCH,
+    )
+    return Searcher(config, command="nats demo").run()
+
+
+def _report(folder: Path, data: Path, genotype: Genotype) -> None:
+    metrics = {
+        arm: evaluate_model(str(folder / arm / "model"), str(data), "test", batch_size=8, output=str(folder / arm))
+        for arm in ("plain", "nats")
+    }
+    _draw_sheet(folder, data)
+    table = _table(metrics)
+    write_text(folder / "table.txt", table + "\n")
+    print(f"\n{genotype}\n\n{table}\n")
+    print(f"{IMAGES['test']} test images. One search and one training per arm: a demonstration, not evidence.")
+    for name, content in (
+        ("search/genotype.png", "the genotype"),
+        ("search/alpha.png", "how the search made up its mind"),
+        ("detections.png", "ground truth, plain and NATS side by side"),
+        ("nats/curves.png", "training curves"),
+    ):
+        print(f"{folder / name}: {content}")
+
+
+def _table(metrics: dict[str, Metrics]) -> str:
+    columns = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large"}
+    lines = ["         " + "".join(f"{title:>7}" for title in columns)]
+    for arm, values in metrics.items():
+        cells = [getattr(values, field) for field in columns.values()]
+        lines.append(f"{arm:<9}" + "".join(f"{'-' if cell is None else format(cell, '.1f'):>7}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _draw_sheet(folder: Path, data: Path) -> None:
+    dataset = CocoDataset(*find_split(data, "test"))
+    files = [dataset.path(index) for index in range(SHOWN_IMAGES)]
+    columns = {"ground truth": [_draw_truth(dataset, index, file) for index, file in enumerate(files)]}
+    for arm, title in (("plain", "plain"), ("nats", "NATS")):
+        detector = from_pretrained(folder / arm / "model")
+        columns[title] = [_draw_found(detector, file) for file in files]
+    comparison_sheet(columns, folder / "detections.png")
+
+
+def _draw_truth(dataset: CocoDataset, index: int, file: Path) -> Any:
+    target = dataset[index][1]
+    return draw_detections(open_image(file), target["boxes"], target["labels"], classes=dataset.classes)
+
+
+def _draw_found(detector: Any, file: Path) -> Any:
+    image = open_image(file)
+    return draw_found(image, detect(detector, image, THRESHOLD), detector.config.classes)
