@@ -3,7 +3,7 @@
 import torch
 from torchvision.transforms import v2
 
-from nats_zoo.errors import NatsError
+from ..errors import NatsError
 
 
 def train_transforms(flip: float = 0.5, vertical_flip: float = 0.0, jitter: float = 0.0) -> v2.Compose:

@@ -122,13 +122,13 @@ def _one_line(error: Exception) -> str:
 def _pyramid_indices(name: str, arguments: dict[str, Any]) -> list[int]:
     with torch.device("meta"):
         network = _create(name, **arguments)
-    if network.pretrained_cfg.get("fixed_input_size"):
-        raise NatsError(f"backbone {name}: takes images of one size only, a detector's images have any")
     strides = dict(zip(network.feature_info.out_indices, network.feature_info.reduction(), strict=True))
     indices = [index for index, stride in strides.items() if stride in PYRAMID_STRIDES]
     if [strides[index] for index in indices] != PYRAMID_STRIDES:
         found = list(strides.values())
         raise NatsError(f"backbone {name}: its maps have strides {found}, expected {PYRAMID_STRIDES} among them")
+    if network.pretrained_cfg.get("fixed_input_size"):
+        raise NatsError(f"backbone {name}: takes images of one size only, a detector's images have any")
     return indices
 
 

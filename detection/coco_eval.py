@@ -16,8 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from nats_zoo.files import write_text
-
+from ..files import write_text
 from .datasets import CocoDataset, DataError, collate, is_finite_number, read_annotations, read_json
 
 _STATS = (

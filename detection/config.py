@@ -26,6 +26,7 @@ class RunConfig:
             timm model of the same architecture or of a detector on it, or null for random ones.
         fpn_channels: channels of the feature pyramid.
         head_size: width of the box head's hidden layers.
+        roi_samples: regions per image on which the box head is trained; fewer make small machines faster.
         trainable_layers: stages of the backbone that are trained, from its end; null: 3, or all of a random backbone.
         calibration_images: training images on which batch norms are recalibrated before they are frozen; 0: as they
             come with the weights.
@@ -53,6 +54,7 @@ class RunConfig:
     weights: str | None = "pretrained"
     fpn_channels: int = 256
     head_size: int = 1024
+    roi_samples: int = 512
     trainable_layers: int | None = None
     calibration_images: int = 64
     min_size: int = 800

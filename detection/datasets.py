@@ -25,8 +25,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from nats_zoo.errors import NatsError
-
+from ..errors import NatsError
 from .augment import eval_transforms
 
 MIN_SIDE = 0.01

@@ -33,6 +33,7 @@ class DetectorConfig:
         genotype: the genotype's JSON form, or None for a plain network.
         fpn_channels: channels of the feature pyramid.
         head_size: width of the box head's two hidden layers.
+        roi_samples: regions per image on which the box head is trained.
         trainable_layers: stages of the backbone, from the end, that are trained.
         norm: "frozen" or "live": whether the backbone's batch norms keep their statistics and affine part.
         min_size, max_size: the image is resized so that its short side is min_size pixels, unless its long side
@@ -49,6 +50,7 @@ class DetectorConfig:
     genotype: dict[str, Any] | None = None
     fpn_channels: int = 256
     head_size: int = 1024
+    roi_samples: int = 512
     trainable_layers: int = TRAINABLE_LAYERS
     norm: str = "frozen"
     min_size: int = 800
@@ -66,7 +68,7 @@ class DetectorConfig:
             raise NatsError(f"norm: expected 'frozen' or 'live', found {self.norm!r}")
         if len(self.anchor_sizes) != PYRAMID_LEVELS:
             raise NatsError(f"anchor_sizes: expected {PYRAMID_LEVELS}, one per level, found {len(self.anchor_sizes)}")
-        sizes = ("num_classes", "fpn_channels", "head_size", "min_size", "max_size")
+        sizes = ("num_classes", "fpn_channels", "head_size", "roi_samples", "min_size", "max_size")
         small = [name for name in sizes if getattr(self, name) < 1]
         if small:
             raise NatsError(f"{small[0]}: expected a positive number, found {getattr(self, small[0])}")
@@ -120,8 +122,8 @@ def create_detector(
         calibration: training batches, lists of (3, H, W) images in 0..1 or tuples that begin with one; the backbone's
             batch norms are recalibrated on them, at training size, before they are frozen. A regrouped pretrained
             backbone needs it: other dilations have other statistics.
-        **options: further fields of `DetectorConfig`: fpn_channels, head_size, min_size, max_size, anchor_sizes,
-            image_mean, image_std (default: those the weights were trained with), classes, category_ids.
+        **options: further fields of `DetectorConfig`: fpn_channels, head_size, roi_samples, min_size, max_size,
+            anchor_sizes, image_mean, image_std (default: those the weights were trained with), classes, category_ids.
 
     Returns:
         The detector. Training: `detector(images, targets)` gives a dict of losses; evaluation: `detector(images)` a
@@ -206,6 +208,7 @@ def _faster_rcnn(config: DetectorConfig, backbone: BackboneWithFPN) -> FasterRCN
         rpn_anchor_generator=AnchorGenerator(
             tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes)
         ),
+        box_batch_size_per_image=config.roi_samples,
         box_head=TwoMLPHead(roi_size, config.head_size),
         box_predictor=FastRCNNPredictor(config.head_size, config.num_classes),
     )

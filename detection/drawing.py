@@ -9,8 +9,8 @@ import matplotlib
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from nats_zoo.errors import NatsError
-from nats_zoo.files import atomic_file
+from ..errors import NatsError
+from ..files import atomic_file
 
 # Okabe and Ito's palette without black: told apart with every common kind of colour blindness
 PALETTE = ("#0072B2", "#D55E00", "#F0E442", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")

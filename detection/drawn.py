@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
-from nats_zoo.errors import NatsError
-from nats_zoo.files import atomic_folder
-
+from ..errors import NatsError
+from ..files import atomic_folder
 from .drawing import class_colour
 
 FORMAT = 1  # raised whenever the same parameters would draw other pictures

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from accelerate import Accelerator
-
+from ..errors import NatsError
 from ..files import write_json
 from .coco_eval import Metrics, evaluate, predict, save_results
-from .config import Precision
+from .config import Precision, check_at_least
 from .datasets import CocoDataset, find_split
 from .hub import from_pretrained
+from .trainer import create_accelerator
 
 
 def evaluate_model(
@@ -27,11 +27,15 @@ def evaluate_model(
     The arguments are those of `nats evaluate`.
 
     Raises:
-        NatsError: a model, data set or split that can not be used.
+        NatsError: a model, data set, split, option or output folder that can not be used.
     """
+    if output is not None and Path(output).is_file():
+        raise NatsError(f"{output}: expected a folder, found a file")
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, workers=workers)
     annotations, image_folder = find_split(data, split, images)
     dataset = CocoDataset(annotations, image_folder, skip_bad=skip_bad)
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = create_accelerator(precision)
     detector = accelerator.prepare_model(from_pretrained(model), evaluation_mode=True)
     results = predict(detector, dataset, accelerator, batch_size, workers)
     metrics = evaluate(dataset, results)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import nn
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
@@ -28,22 +28,25 @@ def predict_images(model: str, images: Sequence[str], output: str, threshold: fl
         threshold: boxes with a lower score are left out.
 
     Raises:
-        NatsError: no such model or image, or a file that is no image; nothing is written before all files are found.
+        NatsError: no such model or image, a file that is no image, or a picture that would replace an image. Nothing
+            is written before all images were read once.
     """
     files = find_images(images)
-    detector = from_pretrained(model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector.to(device)
     folder = Path(output)
+    pictures = _name_pictures(files, folder)
+    for file in tqdm(files, desc="check", unit="image", leave=False):
+        open_image(file)
+    detector = from_pretrained(model)
+    detector.to("cuda" if torch.cuda.is_available() else "cpu")
     folder.mkdir(parents=True, exist_ok=True)
     predictions = {}
-    for file, name in tqdm(_with_names(files), desc="predict", unit="image"):
+    for file, picture in zip(tqdm(files, desc="predict", unit="image"), pictures, strict=True):
         image = open_image(file)
         found = detect(detector, image, threshold)
-        with atomic_file(folder / name) as scratch:
+        with atomic_file(picture) as scratch:
             draw_found(image, found, detector.config.classes).save(scratch, format="PNG")
         predictions[str(file)] = found
-        yield f"{file}: {len(found)} boxes, drawn in {folder / name}"
+        yield f"{file}: {len(found)} boxes, drawn in {picture}"
     write_json(folder / "predictions.json", predictions)
 
 
@@ -68,7 +71,7 @@ def open_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # all seen from broken files
         raise NatsError(f"{path}: can not be decoded as an image") from error
 
 
@@ -98,13 +101,15 @@ def draw_found(image: Image.Image, found: Sequence[dict[str, Any]], classes: Seq
     return draw_detections(image, boxes, labels, scores, classes, threshold=0.0)
 
 
-def _with_names(files: list[Path]) -> list[tuple[Path, str]]:
-    """A PNG name for each file; files of the same name in several folders get a number."""
-    named, used = [], set()
+def _name_pictures(files: list[Path], folder: Path) -> list[Path]:
+    """A PNG for each file; files of the same name in several folders get a number."""
+    images = {file.resolve() for file in files}
+    pictures: dict[Path, None] = {}
     for file in files:
-        name, number = f"{file.stem}.png", 2
-        while name in used:
-            name, number = f"{file.stem}_{number}.png", number + 1
-        used.add(name)
-        named.append((file, name))
-    return named
+        picture, number = folder / f"{file.stem}.png", 2
+        while picture in pictures:
+            picture, number = folder / f"{file.stem}_{number}.png", number + 1
+        if picture.resolve() in images:
+            raise NatsError(f"{picture}: is one of the images and would be replaced; choose another output folder")
+        pictures[picture] = None
+    return list(pictures)

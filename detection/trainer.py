@@ -14,7 +14,7 @@ from ..figures import training_curves
 from ..files import write_json
 from .augment import train_transforms
 from .coco_eval import Metrics, evaluate, predict
-from .config import RunConfig, check_at_least
+from .config import Precision, RunConfig, check_at_least
 from .datasets import CocoDataset, collate, find_split
 from .detectors import create_detector
 from .hub import save_detector
@@ -79,7 +79,7 @@ class Trainer(ResumableLoop):
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator | None = None):
         self.config = config
-        accelerator = accelerator or create_accelerator(config)
+        accelerator = accelerator or create_accelerator(config.precision)
         self.train_data = open_split(config, config.train_split, train_transforms(
             config.flip, config.vertical_flip, config.jitter))  # fmt: skip
         self.val_data = open_split(config, config.val_split) if config.val_split else None
@@ -170,10 +170,10 @@ class Trainer(ResumableLoop):
         self.accelerator.wait_for_everyone()
 
 
-def create_accelerator(config: RunConfig) -> Accelerator:
-    """The accelerator of the config's precision; devices and processes are what `accelerate launch` says."""
+def create_accelerator(precision: Precision | None) -> Accelerator:
+    """The accelerator of a precision; devices and processes are what `accelerate launch` says."""
     try:
-        return Accelerator(mixed_precision=config.precision)
+        return Accelerator(mixed_precision=precision)
     except ValueError as error:  # a precision that this machine lacks
         raise NatsError(f"precision: {' '.join(str(error).split())}") from error
 
@@ -200,6 +200,7 @@ def create_run_detector(config: RunConfig, data: CocoDataset, accelerator: Accel
             calibration=calibration_batches(data, config) if config.calibration_images and config.weights else None,
             fpn_channels=config.fpn_channels,
             head_size=config.head_size,
+            roi_samples=config.roi_samples,
             min_size=config.min_size,
             max_size=config.max_size,
             anchor_sizes=config.anchor_sizes,

@@ -70,7 +70,7 @@ def _run(name: str, arguments: list[str]) -> int:
         run(options)
     except ArgumentError as error:
         return _fail(f"{name}: {error}; see nats {name} --help")
-    except NatsError as error:
+    except (NatsError, OSError) as error:  # OSError: a folder that can not be written, a full disk
         return _fail(str(error))
     except Interrupted as stop:
         print(f"nats: {stop}", file=sys.stderr)
@@ -103,7 +103,7 @@ def _search(parser: Any) -> Callable[[Any], None]:
 
     def run(options: Any) -> None:
         genotype = Searcher(SearchConfig(**options.as_dict()), command=_typed_command()).run()
-        print(genotype)
+        _print_once(str(genotype))
 
     return run
 
@@ -116,9 +116,16 @@ def _train(parser: Any) -> Callable[[Any], None]:
     def run(options: Any) -> None:
         metrics = Trainer(TrainConfig(**options.as_dict())).run()
         if metrics is not None:
-            print(metrics.table())
+            _print_once(metrics.table())
 
     return run
+
+
+def _print_once(text: str) -> None:
+    """Print from one process per machine; all of them come here."""
+    from accelerate import PartialState
+
+    PartialState().print(text)
 
 
 def _typed_command() -> str:
@@ -152,7 +159,7 @@ def evaluate(
     from .detection.evaluation import evaluate_model
 
     metrics = evaluate_model(model, data, split, images, skip_bad, batch_size, precision, workers, output)
-    print(metrics.table())
+    _print_once(metrics.table())
 
 
 def predict(

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from .errors import GenotypeError
 from .genotype import Dilation, Run
 
-# Up to this many pieces, splitting the convolutions' outputs and concatenating them in channel order is one copy and
-# no index; beyond, an index_select is faster than so many small pieces.
-MAX_PIECES = 64
+# ONNX Runtime can not load a Split whose sizes the exporter put into the file beside the model, as it does with more.
+MAX_SPLIT = 32
 
 
 class _Branch(NamedTuple):
@@ -85,7 +84,6 @@ class RegroupedConv2d(nn.Conv2d):
         self._in_sizes = [n * self.in_channels // self.out_channels for n in self._sizes] if groups > 1 else []
         self._order = _inverse([piece for branch in self._branches for piece in branch.pieces])
         self.register_buffer("_gain", None, persistent=False)
-        self.register_buffer("_restore", None, persistent=False)
         self._fill_buffers(device, dtype)
 
     @classmethod
@@ -137,10 +135,6 @@ class RegroupedConv2d(nn.Conv2d):
                 self._gain = torch.empty(self.out_channels, 1, 1, 1, dtype=dtype, device=device)
             else:
                 self._gain = per_run.repeat_interleave(channels).view(-1, 1, 1, 1)
-        if len(self._branches) > 1 and len(self._order) > MAX_PIECES:
-            channels = torch.arange(self.out_channels).split(self._sizes)
-            gathered = torch.cat([channels[piece] for branch in self._branches for piece in branch.pieces])
-            self._restore = torch.tensor(_inverse(gathered.tolist()), device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self._gain is None else self.weight * self._gain
@@ -153,18 +147,10 @@ class RegroupedConv2d(nn.Conv2d):
         weights = _gather(weight, self._sizes, self._branches, 0)
         biases = None if bias is None else _gather(bias, self._sizes, self._branches, 0)
         inputs = [x] * len(weights) if self.groups == 1 else _gather(x, self._in_sizes, self._branches, 1)
-        outputs: list[Tensor] = []
-        for i, branch in enumerate(self._branches):
-            outputs.append(self._convolve(inputs[i], weights[i], None if biases is None else biases[i], branch))
-        return self._in_channel_order(outputs)
-
-    def _in_channel_order(self, outputs: list[Tensor]) -> Tensor:
-        if self._restore is not None:
-            return torch.cat(outputs, 1).index_select(1, self._restore)
         pieces: list[Tensor] = []
         for i, branch in enumerate(self._branches):
-            parts = outputs[i].split(branch.channels, 1)
-            pieces.extend([parts[j] for j in range(len(branch.channels))])  # fx can index parts, not iterate over them
+            output = self._convolve(inputs[i], weights[i], None if biases is None else biases[i], branch)
+            pieces.extend(_split(output, branch.channels, 1))
         return torch.cat([pieces[i] for i in self._order], 1)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, branch: _Branch) -> Tensor:
@@ -192,13 +178,29 @@ class RegroupedConv2dSame(RegroupedConv2d):
 
 def _gather(tensor: Tensor, sizes: list[int], branches: list[_Branch], dim: int) -> list[Tensor]:
     """Each branch's pieces of a tensor that is cut into `sizes` along `dim`, concatenated."""
-    # One split and no slices: its backward is one concatenation, that of n slices is n zero-filled tensors.
-    parts = tensor.split(sizes, dim)
+    parts = _split(tensor, sizes, dim)
     gathered: list[Tensor] = []
     for branch in branches:
         own = [parts[i] for i in branch.pieces]
         gathered.append(own[0] if len(own) == 1 else torch.cat(own, dim))
     return gathered
+
+
+def _split(tensor: Tensor, sizes: list[int], dim: int, most: int = MAX_SPLIT) -> list[Tensor]:
+    # Splits and no slices: a split's backward is one concatenation, that of n slices is n zero-filled tensors. Its
+    # result is indexed and not iterated over, which fx could not trace. Concatenating, unlike an index_select,
+    # keeps the images channels_last.
+    blocks = [tensor]
+    if len(sizes) > most:
+        totals = [sum(sizes[i : i + most]) for i in range(0, len(sizes), most)]
+        outer = tensor.split(totals, dim)
+        blocks = [outer[i] for i in range(len(totals))]
+    parts: list[Tensor] = []
+    for i, block in enumerate(blocks):
+        own = sizes[i * most : (i + 1) * most]
+        inner = block.split(own, dim)
+        parts.extend([inner[j] for j in range(len(own))])
+    return parts
 
 
 def _regrouped_class(conv: nn.Conv2d, name: str) -> type[RegroupedConv2d]:

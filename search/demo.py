@@ -27,6 +27,7 @@ THRESHOLD = 0.4
 DETECTOR = {
     "fpn_channels": 48,
     "head_size": 128,
+    "roi_samples": 64,
     "min_size": SIZE,
     "max_size": SIZE,
     "anchor_sizes": (16, 32, 64, 96, 128),
@@ -35,9 +36,9 @@ DETECTOR = {
     "workers": 0,
     "resume": True,
 }
-PRETRAINING = {"epochs": 12, "lr_per_image": 0.0025, "lr_steps": (10,), "warmup_steps": 30, "val_split": None}
-SEARCH = {"epochs": 6, "alpha_start": 1, "lr_per_image": 0.001, "final_lr_per_image": 0.0001, "alpha_lr": 0.05}
-TRAINING = {"epochs": 10, "lr_per_image": 0.002, "lr_steps": (8,), "warmup_steps": 20, "val_split": None}
+PRETRAINING = {"epochs": 8, "lr_per_image": 0.00125, "lr_steps": (7,), "warmup_steps": 30, "val_split": None}
+SEARCH = {"epochs": 5, "alpha_start": 1, "lr_per_image": 0.001, "final_lr_per_image": 0.0001, "alpha_lr": 0.05}
+TRAINING = {"epochs": 8, "lr_per_image": 0.00125, "lr_steps": (6,), "warmup_steps": 20, "val_split": None}
 
 
 def run_demo(folder: Path, seed: int = 0) -> None:

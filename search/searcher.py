@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..detection.augment import train_transforms
 from ..detection.coco_eval import Metrics
-from ..detection.config import RunConfig
+from ..detection.config import RunConfig, check_at_least
 from ..detection.datasets import CocoDataset
 from ..detection.detectors import resized_batches
 from ..detection.loop import EpochLoader, ResumableLoop, cosine, set_lr
@@ -79,6 +79,9 @@ class SearchConfig(RunConfig):
     note: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(0, alpha_start=self.alpha_start)
+        check_at_least(self.alpha_start + 1, epochs=self.epochs)  # else alpha would never move
         if self.weights is None:
             raise SearchError("weights: the search reuses a pretrained backbone, null can not be searched")
         if self.backbone.startswith(VARIANT_PREFIX):
@@ -101,7 +104,7 @@ class Searcher(ResumableLoop):
 
     def __init__(self, config: SearchConfig, accelerator: Accelerator | None = None, command: str = ""):
         self.config, self.command = config, command
-        accelerator = accelerator or create_accelerator(config)
+        accelerator = accelerator or create_accelerator(config.precision)
         self.data = open_split(config, config.train_split, train_transforms(config.flip))
         self.val_data = open_split(config, config.val_split) if config.val_split else None
         folder = RunFolder(config.output, config.to_dict(), config.resume, accelerator.is_main_process)
@@ -153,12 +156,14 @@ class Searcher(ResumableLoop):
         set_lr(self.weight_optimizer, lr)
         self.detector.train()
         record = {"loss": self._backward(batches[0]), "lr": lr}
+        if self._alpha_moves() and self.config.level == "single":
+            # Before clipping: in fp16 that unscales alpha's gradient too, and alpha's step would do it again.
+            self.alpha_optimizer.step()
         clip(self.accelerator, self.weights, self.config.clip_grad)
         self.weight_optimizer.step()
-        if self._alpha_moves():
-            if self.config.level == "bilevel":
-                self._zero_grad()
-                record["alpha_loss"] = self._backward(batches[1])
+        if self._alpha_moves() and self.config.level == "bilevel":
+            self._zero_grad()
+            record["alpha_loss"] = self._backward(batches[1])
             self.alpha_optimizer.step()
         self._zero_grad()
         mixtures = self.mixtures.values()
@@ -254,9 +259,13 @@ class Searcher(ResumableLoop):
 
 
 def split_for_search(data: CocoDataset, level: str, seed: int) -> list[CocoDataset]:
-    """The images for the weights and, in a bilevel search, those for alpha: two halves drawn by the seed."""
+    """The images for the weights and, in a bilevel search, those for alpha: two halves drawn by the seed.
+
+    Each keeps an epoch of its own, so that calibration on `data` sees the same mirrored images in every epoch, also
+    after a resume.
+    """
     if level == "single":
-        return [data]
+        return [data.select(range(len(data)))]
     if len(data) < 2:
         raise SearchError(f"{data.annotations}: a bilevel search needs at least two images")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -94,11 +94,12 @@ def count_groups(conv: nn.Conv2d, name: str, groups: int | None, channels_per_gr
     """
     if (groups is None) == (channels_per_group is None):
         raise SearchError("groups and channels_per_group: give exactly one of the two")
-    size = conv.out_channels / groups if groups is not None else channels_per_group
-    if size != int(size) or size < 1 or conv.out_channels % size:
+    divisor = groups if groups is not None else channels_per_group
+    if divisor < 1 or conv.out_channels % divisor:
         asked = f"{groups} groups" if groups is not None else f"groups of {channels_per_group} channels"
         raise SearchError(f"{name}: its {conv.out_channels} output channels can not be split into {asked}")
+    size = conv.out_channels // groups if groups is not None else channels_per_group
     cardinality_group = conv.out_channels // conv.groups
     if conv.groups > 1 and size % cardinality_group:
-        raise SearchError(f"{name}: groups of {int(size)} channels cut its cardinality groups of {cardinality_group}")
-    return conv.out_channels // int(size)
+        raise SearchError(f"{name}: groups of {size} channels cut its cardinality groups of {cardinality_group}")
+    return conv.out_channels // size

@@ -130,6 +130,9 @@ def build_supernet(
         SearchError: no such convolution, a split that does not fit, or no batch norm behind a convolution.
     """
     modules = dict(body.named_modules())
+    for name in convs:
+        if not isinstance(modules.get(name), nn.Conv2d):
+            raise SearchError(f"{name}: the network has no convolution of this name")
     sizes = {name: count_groups(modules[name], name, groups, channels_per_group) for name in convs}
     norms = following_norms(body, list(convs), probe_size)
     mixtures = {}

@@ -82,8 +82,9 @@ def _one_channel(conv, x, c, dilation, gain):
 
 
 def _plain_padding(conv, size, axis):
-    if not isinstance(conv, Conv2dSame):
-        return conv.padding[axis], conv.padding[axis]
-    stride, extent = conv.stride[axis], (conv.kernel_size[axis] - 1) * conv.dilation[axis] + 1
-    total = max((math.ceil(size / stride) - 1) * stride + extent - size, 0)
+    stride, reach = conv.stride[axis], (conv.kernel_size[axis] - 1) * conv.dilation[axis]
+    if isinstance(conv, Conv2dSame):
+        total = max((math.ceil(size / stride) - 1) * stride + reach + 1 - size, 0)
+    else:
+        total = reach if conv.padding == "same" else 2 * conv.padding[axis]
     return total // 2, total - total // 2

@@ -17,12 +17,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nats_zoo.detection.coco_eval import evaluate, load_results, predict, save_results
-from nats_zoo.detection.datasets import CocoDataset, DataError, find_split
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
+
+from nats_zoo.detection.coco_eval import evaluate, load_results, predict, save_results
+from nats_zoo.detection.datasets import CocoDataset, DataError, find_split
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -267,7 +268,7 @@ def test_results_for_what_the_file_does_not_hold_are_refused(dataset, field, val
 
 
 def test_unknown_image_ids_are_refused(dataset):
-    with pytest.raises(DataError, match="image_id: .* it has no 4$"):
+    with pytest.raises(DataError, match=r"image_id: .* it has no 4$"):
         evaluate(dataset, [], image_ids=[3, 4])
 
 
@@ -294,7 +295,8 @@ def test_predict_gives_every_box_of_every_image_in_coco_terms(dataset, script, a
     expected = []
     for number, image_id in enumerate(IMAGE_IDS):
         output = detector.detect(number)
-        for (x1, y1, x2, y2), label, score in zip(*(output[k].tolist() for k in ("boxes", "labels", "scores"))):  # noqa: B905
+        columns = (output[key].tolist() for key in ("boxes", "labels", "scores"))
+        for (x1, y1, x2, y2), label, score in zip(*columns, strict=True):
             category_id = {1: 2, 2: 5, 3: 90}[label]
             expected.append((image_id, category_id, pytest.approx([x1, y1, x2 - x1, y2 - y1]), score))
     assert [tuple(result.values()) for result in results] == expected

@@ -10,14 +10,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nats_zoo.detection.augment import eval_transforms, train_transforms
-from nats_zoo.detection.datasets import CocoDataset, DataError, collate, find_split, read_annotations
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from nats_zoo import NatsError
+from nats_zoo.detection.augment import eval_transforms, train_transforms
+from nats_zoo.detection.datasets import CocoDataset, DataError, collate, find_split, read_annotations
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nats_zoo.detection.drawing import PALETTE, class_colour, comparison_sheet, draw_detections, place_text
-from nats_zoo.detection.drawn import draw_dataset
 from PIL import Image
 
 from nats_zoo import NatsError
+from nats_zoo.detection.drawing import PALETTE, class_colour, comparison_sheet, draw_detections, place_text
+from nats_zoo.detection.drawn import draw_dataset
 
 SIZE, DISTANCE, MARK = 160, 32, 8
 COLOURS = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in PALETTE])

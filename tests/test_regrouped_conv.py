@@ -14,13 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from nats_zoo.errors import GenotypeError
 from nats_zoo.genotype import Run
-from nats_zoo.regrouped_conv import MAX_PIECES, RegroupedConv2d
+from nats_zoo.regrouped_conv import MAX_SPLIT, RegroupedConv2d
 
 SIZE = (17, 14)  # odd and even
 SCATTERED = [(3, 1, 1), (2, 2, 2), (4, 1, 1), (1, 1, 3), (2, 2, 2)]  # 12 channels
 CONTIGUOUS = [(4, 1, 1), (3, 2, 1), (5, 1, 3)]
-# More runs than are worth splitting one by one; neighbours differ, so that none of them merge.
-MANY = [(1, 1 + c % 3, 1 + c % 2) for c in range(MAX_PIECES + 8)]
+# More runs than one split takes; neighbours differ, so that none of them merge.
+MANY = [(1, 1 + c % 3, 1 + c % 2) for c in range(2 * MAX_SPLIT + 8)]
 
 CASES = {
     "scattered": (nn.Conv2d(5, 12, 3, padding=1), SCATTERED),
@@ -46,7 +46,7 @@ CASES = {
     "same, own dilation": (Conv2dSame(5, 12, 3, dilation=2), SCATTERED),
 }
 all_cases = pytest.mark.parametrize(("conv", "runs"), CASES.values(), ids=CASES)
-# Enough for what does not depend on the geometry: dense, grouped, indexed, Conv2dSame.
+# Enough for what does not depend on the geometry: dense, grouped, split in several, Conv2dSame.
 few_cases = pytest.mark.parametrize(
     ("conv", "runs"), [CASES[name] for name in ("scattered", "grouped", "many runs", "same, stride 2")]
 )
@@ -225,10 +225,12 @@ def test_deepcopy_is_independent(conv, runs):
 
 
 def gradients(forward, conv, x):
+    """Of x and of the parameters, for a random weighting of the outputs."""
     x = x.clone().requires_grad_()
+    conv.zero_grad()
     y = forward(x)
-    weighting = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
-    return torch.autograd.grad((y * weighting).sum(), [x, *conv.parameters()])
+    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype))
+    return [tensor.grad for tensor in (x, *conv.parameters())]
 
 
 @all_cases
@@ -243,20 +245,14 @@ def test_gradients_equal_the_oracles(conv, runs, convolve_per_channel):
     assert not torch.allclose(found[1], wrong[1])
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False])
 @few_cases
-def test_checkpoint_gives_the_same_gradients(conv, runs):
+def test_checkpoint_gives_the_same_gradients(conv, runs, use_reentrant):
     regrouped = RegroupedConv2d.from_conv(copy.deepcopy(conv), runs, gains_of(runs))
     x = random_input(conv, dtype=torch.float32)
     direct = gradients(regrouped, regrouped, x)
-    for use_reentrant in (True, False):
-        again = gradients(lambda x, r=use_reentrant: _checkpointed(regrouped, x, r), regrouped, x)
-        torch.testing.assert_close(again, direct)
-
-
-def _checkpointed(module, x, use_reentrant):
-    if use_reentrant:
-        return checkpoint(module, x, use_reentrant=True)
-    return checkpoint(module, x, use_reentrant=False)
+    again = gradients(lambda x: checkpoint(regrouped, x, use_reentrant=use_reentrant), regrouped, x)
+    torch.testing.assert_close(again, direct)
 
 
 # --- ways to run it ---------------------------------------------------------------------------------------------------
@@ -269,10 +265,10 @@ def test_autocast(conv, runs):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = regrouped(x)
     assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.float(), regrouped(x), rtol=0.05, atol=0.05)
+    exact = regrouped(x)
+    assert (y - exact).abs().max() < 0.02 * exact.abs().max()
     y.float().square().mean().backward()
     assert regrouped.weight.grad.dtype == torch.float32
-    assert regrouped.weight.grad.abs().amin(dim=(1, 2, 3)).shape == (conv.out_channels,)
     assert (regrouped.weight.grad.abs().sum(dim=(1, 2, 3)) > 0).all()
 
 
@@ -308,7 +304,7 @@ def network(request, randomise_bn):
 
 def test_fx_trace(network):
     model, x = network
-    if isinstance(model.conv, Conv2dSame) or type(model.conv) is not RegroupedConv2d:
+    if type(model.conv) is not RegroupedConv2d:
         pytest.skip("timm's own Conv2dSame can not be traced either: its padding depends on the size")
     assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
 
@@ -340,6 +336,7 @@ def test_export_with_dynamic_size():
 
 
 def test_compile_without_graph_break(network):
+    torch.compiler.reset()
     model, x = network
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
@@ -347,6 +344,7 @@ def test_compile_without_graph_break(network):
 
 
 def test_compile_with_inductor(randomise_bn):
+    torch.compiler.reset()
     conv, runs = CASES["scattered"]
     model = ConvBnRelu(RegroupedConv2d.from_conv(copy.deepcopy(conv), runs, gains_of(runs)))
     model = randomise_bn(model, torch.Generator().manual_seed(0)).eval()
