@@ -15,13 +15,12 @@ ratio and the interquartile range (IQR) of the ratios. Before timing, nats and n
 
 import argparse
 import csv
-import os
 import platform
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +31,14 @@ from tqdm import tqdm
 
 import nats_zoo
 from nats_zoo import Genotype, NatsError, RegroupedConv2d
+from nats_zoo.files import atomic_file
 from nats_zoo.genotype import Dilation, Run, resolve_genotype, runs_from_channels
-from nats_zoo.nats_resnet import DEFAULT_GENOTYPES
+from nats_zoo.nats_resnet import default_genotype
+from nats_zoo.search.space import SPACES, SearchSpace, count_groups, searched_convs
 from nats_zoo.transform import VARIANT_PREFIX
 
 GROUPS = 16
-SPACE_C_NARROW: tuple[Dilation, ...] = ((1, 1), (2, 2), (3, 3), (1, 3), (3, 1))
-SPACE_C: dict[str, tuple[Dilation, ...]] = {
-    "layer2": SPACE_C_NARROW,
-    "layer3": SPACE_C_NARROW,
-    "layer4": (*SPACE_C_NARROW, (4, 4), (5, 5), (1, 5), (5, 1)),
-}
-IC16_DILATIONS: tuple[Dilation, ...] = tuple((h, w) for h in range(1, 5) for w in range(1, 5))
+IC16 = SearchSpace("ic16", dict.fromkeys((1, 2, 3, 4), tuple((h, w) for h in range(1, 5) for w in range(1, 5))))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -87,38 +82,52 @@ def _conv_of_run(conv: RegroupedConv2d, run: Run, groups: int, weight: Tensor) -
     return piece
 
 
-def conv2_channels(architecture: str, stages: Iterable[str]) -> dict[str, int]:
-    """Output channels of every block's `conv2` in the given stages of a timm ResNet, by convolution name."""
-    with torch.device("meta"):
-        model = timm.create_model(architecture)
-    prefixes = tuple(f"{stage}." for stage in stages)
-    return {
-        name: module.out_channels
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and name.startswith(prefixes) and name.endswith(".conv2")
-    }
-
-
 def uniform_genotype(architecture: str, seed: int = 0) -> Genotype:
-    """A genotype drawn uniformly from space C: each of 16 groups per convolution takes any candidate, in layer2..4."""
+    """A genotype drawn uniformly from space C: each of 16 groups per convolution takes any candidate, in layer2..4.
+
+    Raises:
+        SearchError: a network without such convolutions, or whose channels 16 does not divide.
+    """
     rng = random.Random(seed)
     convs = {}
-    for name, channels in conv2_channels(architecture, SPACE_C).items():
-        candidates = SPACE_C[name.partition(".")[0]]
-        drawn = [rng.choice(candidates) for _ in range(GROUPS)]
-        convs[name] = runs_from_channels(d for d in drawn for _ in range(channels // GROUPS))
-    note = {"method": "uniform", "space": "C", "groups": GROUPS, "seed": seed}
-    return Genotype(architecture, convs, provenance=note)
+    for name, conv, candidates in _searched(architecture, SPACES["C"]):
+        groups = count_groups(conv, name, GROUPS, None)
+        drawn = [rng.choice(candidates) for _ in range(groups)]
+        convs[name] = runs_from_channels(dilation for dilation in drawn for _ in range(conv.out_channels // groups))
+    provenance = {"method": "uniform", "space": "C", "groups": GROUPS, "seed": seed}
+    return Genotype(architecture, convs, provenance=provenance)
 
 
 def ic16_genotype(architecture: str) -> Genotype:
-    """All 16 dilations (1..4) x (1..4) in equal contiguous shares, in all four stages: Inception Convolution's kind."""
-    stages = ("layer1", *SPACE_C)
-    convs = {
-        name: tuple(Run(channels // len(IC16_DILATIONS), *dilation) for dilation in IC16_DILATIONS)
-        for name, channels in conv2_channels(architecture, stages).items()
-    }
+    """All 16 dilations (1..4) x (1..4) in equal contiguous shares, in all four stages: Inception Convolution's kind.
+
+    Raises:
+        SearchError: a network without such convolutions, or whose channels 16 does not divide.
+    """
+    convs = {}
+    for name, conv, dilations in _searched(architecture, IC16):
+        channels = conv.out_channels // count_groups(conv, name, len(dilations), None)
+        convs[name] = tuple(Run(channels, *dilation) for dilation in dilations)
     return Genotype(architecture, convs, provenance={"method": "ic16"})
+
+
+def _searched(architecture: str, space: SearchSpace) -> Iterator[tuple[str, nn.Conv2d, tuple[Dilation, ...]]]:
+    with torch.device("meta"):
+        model = timm.create_model(architecture)
+    for name, candidates in searched_convs(model, space).items():
+        yield name, model.get_submodule(name), candidates
+
+
+def plain_name(model_name: str) -> str:
+    """timm's name of a variant's plain twin.
+
+    Raises:
+        NatsError: the name is no variant's.
+    """
+    architecture = model_name.removeprefix(VARIANT_PREFIX)
+    if architecture == model_name or not timm.is_model(model_name):
+        raise NatsError(f"--model {model_name}: expected one of {', '.join(timm.list_models(VARIANT_PREFIX + '*'))}")
+    return architecture
 
 
 def choose_genotype(name: str, model_name: str, seed: int) -> Genotype:
@@ -127,23 +136,19 @@ def choose_genotype(name: str, model_name: str, seed: int) -> Genotype:
     Raises:
         GenotypeError: `default` where none is published, or no such file.
     """
-    architecture = model_name.removeprefix(VARIANT_PREFIX)
+    architecture = plain_name(model_name)
     if name == "uniform":
         return uniform_genotype(architecture, seed)
     if name == "ic16":
         return ic16_genotype(architecture)
-    if name == "default":
-        if architecture not in DEFAULT_GENOTYPES:
-            raise NatsError(f"--genotype default: {model_name} has no default genotype yet")
-        return resolve_genotype(DEFAULT_GENOTYPES[architecture])
-    return resolve_genotype(name)
+    return resolve_genotype(default_genotype(architecture) if name == "default" else name)
 
 
 def build_networks(model_name: str, genotype: Genotype) -> dict[str, nn.Module]:
     """The plain, nats and naive backbones in eval mode, float32 on CPU, with the same random weights."""
     # zero_init_last would zero every residual branch, and with it the difference between right and wrong dilations
     options: dict[str, Any] = dict(features_only=True, out_indices=(1, 2, 3, 4), zero_init_last=False)
-    plain = timm.create_model(model_name.removeprefix(VARIANT_PREFIX), **options)
+    plain = timm.create_model(plain_name(model_name), **options)
     nats, naive = (timm.create_model(model_name, genotype=genotype, **options) for _ in range(2))
     nats.load_state_dict(plain.state_dict())
     naive.load_state_dict(plain.state_dict())
@@ -245,24 +250,20 @@ def device_name(device: str) -> str:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print one line per genotype and network."""
+    """Print a table with one line per genotype and network."""
     width = max(len("genotype"), *(len(row["genotype"]) for row in rows))
     print(f"{'genotype':<{width}}  network  median ms  ratio to plain  IQR of ratio")
     for row in rows:
-        spread = f"{row['ratio_q1']:.3f} to {row['ratio_q3']:.3f}"
-        print(
-            f"{row['genotype']:<{width}}  {row['network']:<7}  {row['median_ms']:>9.2f}  {row['ratio']:>14.3f}  {spread}"
-        )
+        cells = [f"{row['genotype']:<{width}}", f"{row['network']:<7}", f"{row['median_ms']:9.2f}"]
+        print(*cells, f"{row['ratio']:14.3f}", f"{row['ratio_q1']:.3f} to {row['ratio_q3']:.3f}", sep="  ")
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the rows beside the target, then rename: the file is whole or absent."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    """Write the rows as a CSV file, atomically."""
+    with atomic_file(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

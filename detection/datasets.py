@@ -517,7 +517,7 @@ def _decode(where: str, path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # all seen from broken files
+    except Exception as error:  # Pillow raises nearly anything on broken files: OSError, SyntaxError, TypeError ...
         raise DataError(f"{where}: can not be decoded: {error}") from error
     if image.mode in ("I", "F") or image.mode.startswith("I;"):  # Pillow would clip these at 255
         raise DataError(f"{where}: expected 8 bits per channel, got Pillow's mode {image.mode!r}")

@@ -59,6 +59,7 @@ class EpochLoader:
     def batches(self, epoch: int, skip: int) -> Iterator[tuple]:
         """(images, targets) of this epoch, without the first `skip` batches."""
         self.sampler.epoch = epoch
+        self.loader.set_epoch(epoch)  # else accelerate would give the data set its own count when iteration begins
         self.dataset.set_epoch(epoch)
         return iter(self.accelerator.skip_first_batches(self.loader, skip) if skip else self.loader)
 

@@ -66,13 +66,18 @@ class RunFolder:
             self._check_options()
 
     def begin(self) -> None:
-        """Write the options into the folder, which makes it a run's.
+        """Write the options into the folder, which makes it a run's, and clear what was left half-written in it.
 
         Apart from the constructor, so that what fails in between leaves no folder, and that no process finds the run
         which another one has just begun.
         """
-        if self.writer and not (self.path / "run.json").is_file():
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if not self.writer:
+            return
+        checkpoints = self.path / "checkpoints"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        for unfinished in checkpoints.glob(".*"):  # of a process that was killed
+            shutil.rmtree(unfinished)
+        if not (self.path / "run.json").is_file():
             write_json(self.path / "run.json", self.config)
 
     def _check_options(self) -> None:

@@ -10,6 +10,7 @@ from . import nats_resnet  # registers the variants
 from .batch_norm import recalibrate_bn
 from .errors import GenotypeError, NatsError
 from .genotype import Genotype, Run, published_genotypes
+from .hub import from_pretrained, publish, save_backbone
 from .regrouped_conv import RegroupedConv2d
 from .transform import transform
 from .version import __version__
@@ -23,9 +24,12 @@ __all__ = [
     "RegroupedConv2d",
     "Run",
     "__version__",
+    "from_pretrained",
     "nats_resnet",
+    "publish",
     "published_genotypes",
     "recalibrate_bn",
+    "save_backbone",
     "transform",
 ]
 

@@ -45,7 +45,8 @@ def decode_network(body: nn.Module, mixtures: Mapping[str, MixtureConv2d]) -> nn
     for name, mixture in mixtures.items():
         chosen = _chosen(mixture)
         conv = RegroupedConv2d.from_conv(mixture.branches[0], runs_from_channels(chosen_dilations(mixture)), name=name)
-        conv.weight = nn.Parameter(_pick(torch.stack([branch.weight for branch in mixture.branches]), chosen))
+        kernels = torch.stack([branch.weight for branch in mixture.branches])
+        conv.weight = nn.Parameter(_pick(kernels, chosen), requires_grad=conv.weight.requires_grad)
         norms[name].running_mean.copy_(_pick(mixture.mean, chosen))
         norms[name].running_var.copy_(_pick(mixture.var, chosen))
         body.set_submodule(name, conv)

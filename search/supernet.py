@@ -1,5 +1,6 @@
 """The supernet: searched convolutions that run all their candidate dilations at once, mixed by alpha."""
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 
@@ -209,7 +210,8 @@ def entropy(mixtures: Iterable[MixtureConv2d]) -> float:
     ratios = []
     for mixture in mixtures:
         p = mixture.alpha.detach().float().softmax(1)
-        ratios.append(-(p * p.clamp_min(1e-12).log()).sum(1) / torch.tensor(float(p.shape[1])).log())
+        uniform = math.log(max(p.shape[1], 2))  # a single candidate is decided: 0 / log 2
+        ratios.append(-(p * p.clamp_min(1e-12).log()).sum(1) / uniform)
     return torch.cat(ratios).mean().item()
 
 

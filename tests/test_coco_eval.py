@@ -361,7 +361,7 @@ def test_two_processes_give_the_same_list_and_figures_as_one(dataset, script, ac
         env=environment,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

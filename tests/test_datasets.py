@@ -107,6 +107,23 @@ def test_crowd_is_no_target_and_a_box_that_juts_out_is_clipped_and_counted(datas
     assert dataset.clipped == 1
 
 
+@pytest.mark.parametrize(
+    ("box", "clipped"),
+    [
+        ([-1, 5, 10, 10], [0, 5, 9, 15]),
+        ([5, -1, 10, 10], [5, 0, 15, 9]),
+        ([35, 5, 10, 10], [35, 5, 40, 15]),
+        ([5, 25, 10, 10], [5, 25, 15, 30]),
+        ([0, 0, 40, 30], None),
+    ],
+)
+def test_clipping_at_each_side_is_counted(tmp_path, images, box, clipped):
+    content = {**CONTENT, "annotations": [{"id": 1, "image_id": 20, "category_id": 3, "bbox": box}]}
+    dataset = CocoDataset(write_annotations(tmp_path, content), images)
+    assert dataset[0][1]["boxes"].tolist() == [clipped or [0, 0, 40, 30]]
+    assert dataset.clipped == (clipped is not None)
+
+
 def test_collate_keeps_sizes(dataset):
     images, targets = collate([dataset[0], dataset[1]])
     assert [image.shape[-2:] for image in images] == [(30, 40), (50, 20)]
@@ -185,6 +202,8 @@ BAD_ENTRIES = {
     "box too large": (edit("annotations", 0, bbox=[1, 2, 10**400, 4]), "annotation 1: bbox", "degenerate box"),
     "width 0": (edit("annotations", 0, bbox=[1, 2, 0, 4]), "annotation 1: bbox: expected a width", "degenerate box"),
     "height -1": (edit("annotations", 0, bbox=[1, 2, 3, -1]), "annotation 1: bbox: expected a width", "degenerate box"),
+    "too thin": (edit("annotations", 0, bbox=[1, 2, 0.005, 4]), "annotation 1: bbox: expected a", "degenerate box"),
+    "sliver": (edit("annotations", 0, bbox=[-9.995, 0, 10, 5]), "a box inside 40x30 pixels", "box outside image"),
     "outside": (edit("annotations", 0, bbox=[41, 0, 5, 5]), "a box inside 40x30 pixels", "box outside image"),
     "beside": (edit("annotations", 0, bbox=[-5, 0, 5, 5]), "a box inside 40x30 pixels", "box outside image"),
     "area text": (edit("annotations", 0, area="large"), "annotation 1: area: expected", "bad area"),
@@ -329,10 +348,28 @@ def test_truncated_image_is_refused_in_one_line_from_a_worker_too(tmp_path):
     assert str(from_worker.value) == str(here.value)
 
 
-def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path):
-    Image.fromarray(np.full((8, 12), 40_000, dtype=np.uint16)).save(tmp_path / "a.png")
+def test_an_image_with_any_broken_byte_is_decoded_or_refused(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (12, 8), (200, 100, 50)).save(path)
+    whole = path.read_bytes()
+    dataset = write_one_image(tmp_path, path.name)
+    refused = 0
+    for position in range(len(whole)):
+        for value in (0, 5, 255):
+            path.write_bytes(whole[:position] + bytes([value]) + whole[position + 1 :])
+            try:
+                assert dataset[0][0].shape == (3, 8, 12)
+            except DataError as error:
+                assert_one_line(error, f"{dataset.annotations}: image 5: {path}")
+                refused += 1
+    assert refused > 0
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("a.png", np.uint16), ("a.tiff", np.float32), ("b.tiff", np.int32)])
+def test_more_than_eight_bits_are_refused_rather_than_clipped(tmp_path, name, dtype):
+    Image.fromarray(np.full((8, 12), 40_000, dtype=dtype)).save(tmp_path / name)
     with pytest.raises(DataError) as error:
-        write_one_image(tmp_path, "a.png")[0]
+        write_one_image(tmp_path, name)[0]
     assert_one_line(error.value, "image 5", "expected 8 bits per channel")
 
 
@@ -426,6 +463,14 @@ def test_each_epoch_and_each_seed_augments_differently_and_repeats(augmented, im
     assert equal_items(first, items_by_id(DataLoader(augmented, collate_fn=collate)))
     other_seed = CocoDataset(augmented.annotations, images, augmented.transforms, seed=4)
     assert not equal_items(first, items_by_id(DataLoader(other_seed, collate_fn=collate)))
+
+
+def test_each_image_is_augmented_differently(tmp_path, images):
+    twins = [{"id": number, "file_name": "red.png", "width": 40, "height": 30} for number in range(4)]
+    path = write_annotations(tmp_path, {**CONTENT, "images": twins, "annotations": []})
+    dataset = CocoDataset(path, images, train_transforms(jitter=0.5))
+    pixels = {tuple(image.flatten().tolist()) for image, _ in dataset}
+    assert len(pixels) == 4
 
 
 def test_set_epoch_reaches_workers_that_persist(augmented):

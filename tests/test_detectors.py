@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models import resnet18
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from nats_zoo import Genotype, GenotypeError, NatsError, recalibrate_bn
@@ -58,9 +59,8 @@ def run(detector: nn.Module) -> list[dict[str, torch.Tensor]]:
 
 
 def is_equal(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]]) -> bool:
-    return all(
-        a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(one, other, strict=True)
-    )
+    pairs = list(zip(one, other, strict=True))
+    return all(a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in pairs)
 
 
 def randomise_norms(model: nn.Module) -> nn.Module:
@@ -118,9 +118,7 @@ def test_a_training_step_gives_every_parameter_a_gradient(backbone):
     }
 
 
-@pytest.mark.parametrize(
-    "backbone", ["resnet50", "convnext_atto", "dla34", "vgg11_bn", "hrnet_w18_small", "selecsls42"]
-)
+@pytest.mark.parametrize("backbone", ["resnet50", "convnext_atto", "dla34", "vgg11_bn", "hrnet_w18_small"])
 def test_the_body_returns_the_maps_at_the_four_strides(backbone):
     with torch.device("meta"):
         body = create_body(backbone)
@@ -134,25 +132,20 @@ def test_a_detector_in_evaluation_returns_boxes_labels_and_scores(weights):
         assert set(output["labels"].tolist()) <= {1, 2, 3}
 
 
-@pytest.mark.parametrize("image_size", [(64, 64), (40, 90)])
-def test_it_equals_torchvisions_own_detector_with_the_same_weights(image_size):
+def test_it_equals_torchvisions_own_detector_with_the_same_weights():
     torch.manual_seed(0)
-    body = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5)
-    theirs = randomise_norms(FasterRCNN(body, num_classes=4, min_size=64, max_size=96))
-    ours = create_detector("fasterrcnn", "resnet18", num_classes=4, weights=None, min_size=64, max_size=96)
+    layers = {f"layer{stage}": str(stage - 1) for stage in (1, 2, 3, 4)}
+    backbone = BackboneWithFPN(resnet18(), layers, [64, 128, 256, 512], out_channels=16)
+    theirs = randomise_norms(FasterRCNN(backbone, num_classes=4, min_size=64, max_size=96))
+    options = {"fpn_channels": 16, "min_size": 64, "max_size": 96}
+    ours = create_detector("fasterrcnn", "resnet18", num_classes=4, weights=None, **options)
     ours.load_state_dict(theirs.state_dict())
 
-    image = torch.rand(3, *image_size)
-    targets = [{"boxes": torch.tensor([[5.0, 5, 30, 35]]), "labels": torch.tensor([2])}]
-    outputs = []
-    for detector in (ours, theirs):
-        with torch.no_grad():
-            outputs.append(detector.eval()([image]))
-            torch.manual_seed(1)
-            outputs.append([detector.train()([image], targets)])
+    outputs = [run(detector) for detector in (ours, theirs)]
     assert len(outputs[0][0]["boxes"])
-    assert is_equal(outputs[0], outputs[2])
-    assert is_equal(outputs[1], outputs[3])
+    assert is_equal(*outputs)
+    losses = [[train_once(detector)] for detector in (ours, theirs)]
+    assert is_equal(*losses)
 
 
 # --- normalisation ----------------------------------------------------------------------------------------------------
@@ -254,9 +247,7 @@ def test_random_weights_are_all_trained_if_asked_by_number():
 
 def check_loaded(detector: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     found = detector.backbone.body.state_dict()
-    assert {name for name in tensors if not name.startswith("fc.") and not name.endswith("batches_tracked")} <= set(
-        found
-    )
+    assert {name for name in tensors if not name.startswith("fc.") and "batches_tracked" not in name} <= found.keys()
     for name, tensor in found.items():
         assert torch.equal(tensor, tensors[name].to(tensor.dtype)), name
 
@@ -499,10 +490,10 @@ def test_a_wrong_value_names_file_and_key(key, value):
 
 @pytest.mark.parametrize("key", CONFIG)
 def test_a_missing_key_is_named(key):
-    with pytest.raises(NatsError, match=f"^config.json: key '{key}' is missing"):
+    with pytest.raises(NatsError, match=rf"^config\.json: key '{key}' is missing"):
         DetectorConfig.from_dict({name: value for name, value in CONFIG.items() if name != key})
 
 
 def test_an_unknown_key_is_named():
-    with pytest.raises(NatsError, match="^config.json: unknown key 'colour'"):
+    with pytest.raises(NatsError, match=r"^config\.json: unknown key 'colour'"):
         DetectorConfig.from_dict({**CONFIG, "colour": "red"})

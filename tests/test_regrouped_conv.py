@@ -293,7 +293,7 @@ class ConvBnRelu(nn.Module):
         return self.act(self.bn(self.conv(x)))
 
 
-@pytest.fixture(params=["scattered", "grouped", "many runs", "same, stride 2"])
+@pytest.fixture
 def network(request, randomise_bn):
     """A network in eval mode with a regrouped convolution, and its input."""
     conv, runs = CASES[request.param]
@@ -302,10 +302,13 @@ def network(request, randomise_bn):
     return model, random_input(conv, dtype=torch.float32)
 
 
+def networks(*cases):
+    return pytest.mark.parametrize("network", cases, indirect=True)
+
+
+@networks("scattered", "grouped", "many runs")
 def test_fx_trace(network):
     model, x = network
-    if type(model.conv) is not RegroupedConv2d:
-        pytest.skip("timm's own Conv2dSame can not be traced either: its padding depends on the size")
     assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
 
 
@@ -319,6 +322,7 @@ def test_fx_feature_extraction_keeps_conv2d_same_whole(randomise_bn):
     assert torch.equal(create_feature_extractor(model, {"act": "out"})(x)["out"], model(x))
 
 
+@networks("scattered", "grouped", "many runs", "same, stride 2")
 def test_export(network):
     model, x = network
     exported = torch.export.export(model, (x,))
@@ -335,6 +339,7 @@ def test_export_with_dynamic_size():
     torch.testing.assert_close(exported.module()(x), regrouped(x))
 
 
+@networks("scattered", "grouped", "same, stride 2")
 def test_compile_without_graph_break(network):
     torch.compiler.reset()
     model, x = network
@@ -343,23 +348,15 @@ def test_compile_without_graph_break(network):
     torch.testing.assert_close(gradients(compiled, model, x), gradients(model, model, x))
 
 
-def test_compile_with_inductor(randomise_bn):
-    torch.compiler.reset()
-    conv, runs = CASES["scattered"]
-    model = ConvBnRelu(RegroupedConv2d.from_conv(copy.deepcopy(conv), runs, gains_of(runs)))
-    model = randomise_bn(model, torch.Generator().manual_seed(0)).eval()
-    x = random_input(conv, dtype=torch.float32)
-    with torch.inference_mode():
-        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x))
-
-
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+@networks("scattered", "grouped", "many runs", "same, stride 2")
 def test_torchscript(network):
     model, x = network
     assert torch.equal(torch.jit.script(model)(x), model(x))
     assert torch.equal(torch.jit.trace(model, x)(x), model(x))
 
 
+@networks("many runs", "same, stride 2")
 def test_onnx(network, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -100,7 +100,7 @@ def test_channels_are_split_evenly_or_the_split_is_refused(channels, groups, per
         count = count_groups(conv, "conv", groups, per_group)
         assert count == (groups if groups is not None else channels // per_group)
     else:
-        with pytest.raises(SearchError, match="conv: its|exactly one"):
+        with pytest.raises(SearchError, match=r"conv: its|exactly one"):
             count_groups(conv, "conv", groups, per_group)
 
 

@@ -1,0 +1,443 @@
+"""Searches from end to end on a drawn data set: what they update, write, and how they survive being stopped."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from timm.models import save_for_hf
+
+from nats_zoo import Genotype, RegroupedConv2d, __version__, cli
+from nats_zoo.detection import CocoDataset
+from nats_zoo.detection.drawn import draw_dataset
+from nats_zoo.search import SearchConfig, Searcher, SearchError
+from nats_zoo.search.searcher import split_for_search
+
+CONVS = ["layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2"]  # of timm's smallest ResNet
+TRAIN = 7  # images: halves of 3 and 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return draw_dataset(tmp_path_factory.mktemp("search") / "drawn", train=TRAIN, val=2, test=1, size=64, distance=10)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, randomise_bn):
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=3, zero_init_last=False)
+    randomise_bn(model, torch.Generator().manual_seed(1))
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    save_for_hf(model, folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(data, weights):
+    """`options(output, **changes)`: a search of a few seconds."""
+
+    def make(output, **changes):
+        return {
+            "data": str(data),
+            "weights": str(weights),
+            "output": str(output),
+            "backbone": "test_resnet",
+            "space": "A",
+            "groups": 4,
+            "epochs": 3,
+            "alpha_start": 1,
+            "lr_per_image": 0.005,
+            "alpha_lr": 0.05,
+            "fpn_channels": 16,
+            "head_size": 16,
+            "min_size": 64,
+            "max_size": 64,
+            "anchor_sizes": [8, 16, 32, 48, 64],
+            "calibration_images": 4,
+            "batch_size": 1,
+            "workers": 0,
+            **changes,
+        }
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def searcher(options, tmp_path_factory):
+    """`searcher(**changes)`: a Searcher that has not begun; alpha moves from its first step on."""
+    return lambda **changes: Searcher(
+        SearchConfig(**options(tmp_path_factory.mktemp("run"), **{"alpha_start": 0, "batch_size": 2, **changes}))
+    )
+
+
+def command_line(options):
+    return ["search", *(word for key, value in options.items() for word in (f"--{key}", _text(value)))]
+
+
+def _text(value):
+    return json.dumps(value) if isinstance(value, list | bool) else str(value)
+
+
+def search(options):
+    assert cli.main(command_line(options)) == 0
+
+
+@pytest.fixture(scope="module")
+def bilevel(options, tmp_path_factory):
+    """The folder of an uninterrupted bilevel search."""
+    chosen = options(tmp_path_factory.mktemp("bilevel") / "run", val_split="val", note="a note")
+    search(chosen)
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def single(options, tmp_path_factory):
+    chosen = options(tmp_path_factory.mktemp("single") / "run", level="single", epochs=2)
+    search(chosen)
+    return chosen
+
+
+def records(options, key):
+    with open(f"{options['output']}/log.jsonl") as file:
+        return [record for record in map(json.loads, file) if key in record]
+
+
+def checkpoints(options):
+    return sorted(path.name for path in os.scandir(f"{options['output']}/checkpoints"))
+
+
+def final_tensors(options):
+    (last,) = checkpoints(options)
+    folder = f"{options['output']}/checkpoints/{last}"
+    files = sorted(file.name for file in os.scandir(folder) if file.name.endswith(".safetensors"))
+    assert files == ["alpha_optimizer.safetensors", "model.safetensors", "weight_optimizer.safetensors"]
+    return {file: load_file(f"{folder}/{file}") for file in files}
+
+
+def genotype(options):
+    return Genotype.load(f"{options['output']}/genotype.json")
+
+
+def assert_same_search(options, others):
+    """Genotype, alpha's history, weights and optimisers, bit by bit."""
+    assert without_command(genotype(options)) == without_command(genotype(others))
+    assert records(options, "alpha") == records(others, "alpha")
+    tensors, expected = final_tensors(options), final_tensors(others)
+    for file in expected:
+        assert tensors[file].keys() == expected[file].keys()
+        assert all(torch.equal(tensors[file][key], tensor) for key, tensor in expected[file].items()), file
+
+
+def without_command(found):
+    """The genotype's content; how it was come by may be another command."""
+    content = found.to_dict()
+    assert content["provenance"].pop("command")
+    return content
+
+
+# --- which images and which parameters --------------------------------------------------------------------------------
+
+
+def dataset(data):
+    return CocoDataset(data / "annotations" / "instances_train.json", data / "images")
+
+
+def test_bilevel_halves_share_no_image_and_hold_all(data):
+    images = set(dataset(data).image_ids)
+    drawn = set()
+    for seed in range(5):
+        halves = [set(half.image_ids) for half in split_for_search(dataset(data), "bilevel", seed)]
+        assert not halves[0] & halves[1]
+        assert halves[0] | halves[1] == images
+        assert [len(half) for half in halves] == [TRAIN // 2, TRAIN - TRAIN // 2]
+        assert halves == [set(half.image_ids) for half in split_for_search(dataset(data), "bilevel", seed)]
+        drawn.add(frozenset(halves[0]))
+    assert len(drawn) > 1
+
+
+def test_a_single_level_search_uses_all_images(data):
+    (everything,) = split_for_search(dataset(data), "single", 0)
+    assert everything.image_ids == dataset(data).image_ids
+
+
+def test_a_bilevel_search_needs_two_images(data):
+    with pytest.raises(SearchError, match="needs at least two images"):
+        split_for_search(dataset(data).select([0]), "bilevel", 0)
+
+
+def batches(data):
+    images = dataset(data)
+    return [tuple(map(list, zip(*(images[i] for i in pair), strict=True))) for pair in ((0, 1), (2, 3), (4, 5))]
+
+
+def after_a_step(searcher, *batches, alpha=0.5):
+    """Alpha and weights, each as one vector, after one step from alpha that is not zero."""
+    with torch.no_grad():
+        for mixture in searcher.mixtures.values():
+            mixture.alpha.fill_(alpha)
+    before = [torch.cat([p.detach().flatten() for p in split]) for split in _split(searcher)]
+    torch.manual_seed(0)
+    record = searcher.train_step(*batches)
+    after = [torch.cat([p.detach().flatten() for p in split]) for split in _split(searcher)]
+    assert all(p.grad is None for p in searcher.plain_detector.parameters())
+    return record, *after, *before
+
+
+def _split(searcher):
+    named = [(name, p) for name, p in searcher.plain_detector.named_parameters() if p.requires_grad]
+    return [[p for name, p in named if name.endswith(".alpha") is is_alpha] for is_alpha in (True, False)]
+
+
+def test_in_a_bilevel_step_one_half_moves_the_weights_and_the_other_alpha(searcher, data):
+    one, two, three = batches(data)
+    record, alpha, moved, alpha_before, weights_before = after_a_step(searcher(), one, two)
+    assert set(record) == {"loss", "alpha_loss", "lr", "entropy", "share_changed"}
+    assert (alpha != alpha_before).all()
+    assert not torch.equal(moved, weights_before)
+
+    _, other_alpha, same_weights, *_ = after_a_step(searcher(), one, three)
+    assert torch.equal(same_weights, moved)
+    assert not torch.equal(other_alpha, alpha)
+
+    _, _, other_weights, *_ = after_a_step(searcher(), three, two)
+    assert not torch.equal(other_weights, moved)
+
+
+def test_a_single_level_step_moves_both_by_the_same_loss(searcher, data):
+    record, alpha, weights, alpha_before, weights_before = after_a_step(searcher(level="single"), batches(data)[0])
+    assert set(record) == {"loss", "lr", "entropy", "share_changed"}
+    assert (alpha != alpha_before).all()
+    assert not torch.equal(weights, weights_before)
+
+
+def test_alpha_decays_by_its_own_weight_decay_only(searcher, data):
+    batch = batches(data)[0]
+    _, alpha, weights, *_ = after_a_step(searcher(level="single"), batch)
+    _, same_alpha, decayed, *_ = after_a_step(searcher(level="single", weight_decay=0.5), batch)
+    assert torch.equal(same_alpha, alpha)
+    assert not torch.equal(decayed, weights)
+    _, decayed, same_weights, *_ = after_a_step(searcher(level="single", alpha_weight_decay=100.0), batch)
+    assert torch.equal(same_weights, weights)
+    assert not torch.equal(decayed, alpha)
+    assert (decayed < 0.5).all()
+
+
+def test_frozen_stages_stay_and_every_alpha_is_trained(searcher, data):
+    searched = searcher(trainable_layers=1)
+    before = {name: p.detach().clone() for name, p in searched.body.named_parameters()}
+    after_a_step(searched, *batches(data)[:2])
+    moved = {name for name, p in searched.body.named_parameters() if not torch.equal(p, before[name])}
+    assert {name for name in moved if name.endswith("alpha")} == {f"{name}.alpha" for name in CONVS}
+    assert {name.partition(".")[0] for name in moved if not name.endswith("alpha")} == {"layer4"}
+
+
+# --- what a run writes ------------------------------------------------------------------------------------------------
+
+
+def test_alpha_is_frozen_until_alpha_start_and_moves_then(bilevel):
+    history = records(bilevel, "alpha")
+    assert [record["epoch"] for record in history] == [1, 2, 3]
+    flat = [torch.cat([torch.tensor(record["alpha"][name]) for name in CONVS[:2]]) for record in history]
+    assert not flat[0].any()
+    assert (flat[1] != 0).all()
+    assert (flat[2] != flat[1]).all()
+
+
+def test_weights_move_in_every_candidate(bilevel, weights):
+    pretrained = load_file(weights / "model.safetensors")
+    model = final_tensors(bilevel)["model.safetensors"]
+    for name in CONVS:
+        kernels = [value for key, value in model.items() if f"{name}.branches." in key and key.endswith("weight")]
+        assert len(kernels) == (3 if name.startswith("layer4") else 2)
+        assert not any(torch.equal(kernel, pretrained[f"{name}.weight"]) for kernel in kernels)
+        assert not torch.equal(kernels[0], kernels[1])
+
+
+def test_the_genotype_is_the_argmax_of_the_last_alpha(bilevel):
+    found = genotype(bilevel)
+    assert found.architecture == "test_resnet"
+    assert list(found.convs) == CONVS
+    alpha = records(bilevel, "alpha")[-1]["alpha"]
+    candidates = {"layer2": (1, 3), "layer3": (1, 3), "layer4": (1, 3, 5)}
+    for name, runs in found.convs.items():
+        groups = [max(range(len(row)), key=row.__getitem__) for row in alpha[name]]
+        dilations = [candidates[name.partition(".")[0]][g] for g in groups]
+        channels = sum(run.channels for run in runs)
+        per_channel = [run.dilation for run in runs for _ in range(run.channels)]
+        assert per_channel == [(d, d) for d in dilations for _ in range(channels // 4)]
+
+
+def test_a_genotype_says_where_it_comes_from(bilevel):
+    provenance = genotype(bilevel).provenance
+    expected = {
+        "method": "mixture",
+        "space": "A",
+        "groups": 4,
+        "level": "bilevel",
+        "dataset": f"drawn train, {TRAIN} images",
+        "weights": "tiny",
+        "epochs": 3,
+        "alpha_start": 1,
+        "images_per_step": 1,
+        "seed": 0,
+        "version": __version__,
+        "note": "a note",
+    }
+    assert {key: provenance[key] for key in expected} == expected
+    assert provenance["detector"].startswith("fasterrcnn")
+    last = records(bilevel, "entropy")[-1]
+    assert provenance["metrics"]["entropy"] == round(last["entropy"], 4)
+    assert provenance["metrics"]["share_changed"] == pytest.approx(genotype(bilevel).share_changed(), abs=1e-4)
+
+
+def test_pictures_are_written(bilevel):
+    for name in ("genotype.png", "search.png", "alpha.png"):
+        with Image.open(f"{bilevel['output']}/{name}") as picture:
+            picture.load()
+            assert picture.format == "PNG"
+            assert min(picture.size) > 100
+
+
+def test_nothing_else_is_written(bilevel):
+    pictures = ["alpha.png", "genotype.png", "search.png"]
+    assert sorted(os.listdir(bilevel["output"])) == sorted(
+        ["checkpoints", "genotype.json", "log.jsonl", "run.json", *pictures]
+    )
+    assert checkpoints(bilevel) == [f"step_{3 * (TRAIN // 2):06d}"]
+
+
+def test_ap_of_the_decoded_network_is_logged_and_goes_into_the_provenance(bilevel):
+    (record,) = records(bilevel, "AP")
+    assert 0 <= record["AP"] <= 100
+    assert genotype(bilevel).provenance["metrics"]["AP on val before retraining"] == record["AP"]
+
+
+def test_after_a_run_with_val_split_the_detector_is_the_decoded_one(searcher):
+    searched = searcher(epochs=1, val_split="val")
+    found = searched.run()
+    convs = {name: searched.body.get_submodule(name) for name in CONVS}
+    assert all(isinstance(conv, RegroupedConv2d) for conv in convs.values())
+    assert {name: sum(run.channels for run in conv.runs) for name, conv in convs.items()} == {
+        name: sum(run.channels for run in runs) for name, runs in found.convs.items()
+    }
+    assert all(conv.runs == found.convs[name] for name, conv in convs.items())
+
+
+def test_learning_rate_is_per_image_and_falls_to_its_end(bilevel, searcher):
+    assert records(bilevel, "lr")[-1]["lr"] == pytest.approx(0.005 * 0.031, rel=0.1)  # cosine, one step before its end
+    assert searcher(batch_size=3)._lr() == pytest.approx(3 * searcher(batch_size=1)._lr())
+
+
+# --- the same again ---------------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_search(bilevel, tmp_path):
+    again = {**bilevel, "output": str(tmp_path / "again")}
+    search(again)
+    assert_same_search(again, bilevel)
+    assert records(again, "loss") == records(bilevel, "loss")
+
+
+def start(options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "nats_zoo", *command_line(options)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def stop_behind(process, options, step, number, timeout=200):
+    """Wait until a checkpoint of at least this step is there, then send the signal; exit code and stderr."""
+    deadline = time.monotonic() + timeout
+    while not any(int(name[-6:]) >= step for name in _whole_checkpoints(options)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=timeout)
+    assert not os.path.exists(f"{options['output']}/genotype.json")
+    return process.returncode, errors
+
+
+def _whole_checkpoints(options):
+    folder = f"{options['output']}/checkpoints"
+    return [name for name in os.listdir(folder) if name.startswith("step_")] if os.path.isdir(folder) else []
+
+
+def test_interrupted_between_two_steps_and_resumed_equals_uninterrupted(bilevel, tmp_path):
+    stopped = {**bilevel, "output": str(tmp_path / "run"), "checkpoint_every": 1}
+    code, errors = stop_behind(start(stopped), stopped, 2, signal.SIGINT)
+    assert code == 130
+    last = errors.splitlines()[-1]
+    assert last.startswith("nats: stopped at step ")
+    assert last.endswith("continue with --resume true")
+    assert "Traceback" not in errors
+
+    search({**stopped, "resume": True})
+    assert_same_search(stopped, bilevel)
+
+
+def test_killed_behind_an_epoch_and_resumed_equals_uninterrupted(single, tmp_path):
+    """The resumed process calibrates first of all, on the images as the stopped one saw them."""
+    stopped = {**single, "output": str(tmp_path / "run")}
+    code, _ = stop_behind(start(stopped), stopped, TRAIN, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert checkpoints(stopped) == [f"step_{TRAIN:06d}"]  # two epochs in all
+    search({**stopped, "resume": True})
+    assert_same_search(stopped, single)
+
+
+def test_a_finished_search_resumed_is_the_same_search(single):
+    before, tensors = genotype(single), final_tensors(single)["model.safetensors"]
+    search({**single, "resume": True})
+    assert without_command(genotype(single)) == without_command(before)
+    again = final_tensors(single)["model.safetensors"]
+    assert all(torch.equal(again[key], tensor) for key, tensor in tensors.items())
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def launch_two(arguments):
+    """`accelerate launch` with two CPU processes: exit code, stdout, stderr."""
+    options = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    process = subprocess.Popen(
+        # With --multi_gpu it starts several processes without MPI; what they run on is the environment's business.
+        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0", *options]
+        + arguments,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, errors = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the launcher and its processes
+        raise
+    return process.returncode, printed, errors
+
+
+def test_two_processes_make_one_search(options, tmp_path):
+    chosen = options(tmp_path / "run", epochs=1, alpha_start=0, batch_size=2, val_split="val")
+    code, printed, errors = launch_two(["-m", "nats_zoo", *command_line(chosen)])
+    assert code == 0, errors
+    found = genotype(chosen)
+    assert printed.splitlines() == str(found).splitlines()
+    assert found.provenance["images_per_step"] == 4
+    assert shlex.split(found.provenance["command"])[:2] == ["nats", "search"]
+    (record,) = records(chosen, "alpha")
+    assert record["step"] == 1  # 3 images, 4 to a step
+    assert all(torch.tensor(rows).all() for rows in record["alpha"].values())
+    assert len(records(chosen, "AP")) == 1

@@ -1,0 +1,456 @@
+"""Training runs: killed, interrupted and resumed, in one process and in two, and what they leave in their folder."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nats_zoo import NatsError
+from nats_zoo.detection import DataError, TrainConfig, Trainer, evaluate, from_pretrained, predict
+from nats_zoo.detection.datasets import CocoDataset
+from nats_zoo.detection.drawn import draw_dataset
+from nats_zoo.detection.run_folder import RunError
+
+BACKBONE = "mobilenetv3_small_050"  # small files and fast steps, with batch norm
+TRAIN_IMAGES, BATCH, EPOCHS = 8, 2, 3
+STEPS = TRAIN_IMAGES // BATCH  # per epoch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the processes that runs are compared with."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps the precision of a process's first Accelerator."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> SimpleNamespace:
+    """A drawn data set, and a folder of weights with random BN statistics."""
+    root = tmp_path_factory.mktemp("inputs")
+    torch.manual_seed(0)
+    model = timm.create_model(BACKBONE)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    timm.models.save_for_hf(model, root / "weights", safe_serialization=True)
+    data = draw_dataset(root / "data", train=TRAIN_IMAGES, val=3, test=0, size=64, distance=8)
+    return SimpleNamespace(data=str(data), weights=str(root / "weights"))
+
+
+def create_config(inputs: SimpleNamespace, output: Path, **options) -> TrainConfig:
+    settings = {
+        "data": inputs.data,
+        "output": str(output),
+        "backbone": BACKBONE,
+        "weights": inputs.weights,
+        "fpn_channels": 16,
+        "head_size": 16,
+        "roi_samples": 32,
+        "calibration_images": 4,
+        "min_size": 64,
+        "anchor_sizes": (8, 16, 32, 64, 128),
+        "batch_size": BATCH,
+        "workers": 0,
+        "epochs": EPOCHS,
+        "eval_every": 2,
+        "lr_per_image": 0.01,
+        "warmup_steps": 6,
+        "lr_steps": (1, 2),
+    }
+    return TrainConfig(**{**settings, **options})
+
+
+@torch.no_grad()
+def run(detector: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
+    """Outputs on two images, however the detector's mode was, which stays."""
+    training = [(module, module.training) for module in detector.modules()]
+    generator = torch.Generator().manual_seed(0)
+    outputs = detector.eval()([torch.rand(3, 64, 80, generator=generator), torch.rand(3, 70, 64, generator=generator)])
+    for module, mode in training:
+        module.training = mode
+    return outputs
+
+
+def check_equal(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]]) -> None:
+    assert sum(len(output["boxes"]) for output in one), "nothing to compare"
+    for a, b in zip(one, other, strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in ("boxes", "labels", "scores"))
+
+
+def checkpoints(output: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step_")) for path in (output / "checkpoints").glob("step_*"))
+
+
+class WatchedTrainer(Trainer):
+    """Notes the checkpoints that lie on disk before each step, and the detector's outputs after each epoch."""
+
+    def __init__(self, config: TrainConfig):
+        super().__init__(config)
+        self.seen: dict[int, list[int]] = {}
+        self.outputs: dict[int, list[dict[str, torch.Tensor]]] = {}
+
+    def train_step(self, *batches: tuple) -> dict[str, float]:
+        self.seen[self.step] = checkpoints(self.folder.path)
+        return super().train_step(*batches)
+
+    def end_epoch(self) -> None:
+        super().end_epoch()
+        self.outputs[self.step] = run(self.plain_detector)
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory) -> SimpleNamespace:
+    """An uninterrupted run."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    output = tmp_path_factory.mktemp("run") / "finished"
+    trainer = WatchedTrainer(create_config(inputs, output, checkpoint_every=5))
+    metrics = trainer.run()
+    records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return SimpleNamespace(trainer=trainer, output=output, metrics=metrics, records=records)
+
+
+def check_same_results(output: Path, expected: Path) -> None:
+    """Log, metrics, model and the optimiser's last state are bit for bit the same."""
+    for name in ("log.jsonl", "metrics.json", "model/model.safetensors", "best/model.safetensors"):
+        assert (output / name).read_bytes() == (expected / name).read_bytes(), name
+    assert checkpoints(output) == checkpoints(expected)
+    last = f"checkpoints/step_{checkpoints(expected)[-1]:06d}"
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        found, wanted = load_file(output / last / name), load_file(expected / last / name)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+# --- an uninterrupted run ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_models_log_metrics_and_one_checkpoint(finished):
+    names = {str(path.relative_to(finished.output)) for path in finished.output.rglob("*") if path.is_file()}
+    model = {"README.md", "config.json", "model.safetensors"}
+    checkpoint = {"model.safetensors", "optimizer.safetensors", "state.json"}
+    assert names == {
+        *("run.json", "log.jsonl", "metrics.json", "curves.png"),
+        *(f"{folder}/{name}" for folder in ("best", "model") for name in model),
+        *(f"checkpoints/step_{EPOCHS * STEPS:06d}/{name}" for name in checkpoint),
+    }
+    assert json.loads((finished.output / "metrics.json").read_text()) == finished.metrics.to_dict()
+    assert json.loads((finished.output / "run.json").read_text()) == json.loads(
+        json.dumps(finished.trainer.config.to_dict())
+    )
+
+
+def test_the_model_folder_holds_the_trained_detector(finished):
+    detector = from_pretrained(finished.output / "model")
+    check_equal(run(detector), run(finished.trainer.plain_detector))
+    assert detector.config.classes == ("blue", "vermilion", "yellow")
+    assert detector.config.category_ids == (1, 2, 3)
+    assert (detector.config.norm, detector.config.trainable_layers) == ("frozen", 3)
+
+
+def test_the_best_folder_holds_the_first_detector_of_the_highest_ap(finished):
+    precisions = {record["step"]: record["AP"] for record in finished.records if "AP" in record}
+    assert list(precisions) == [2 * STEPS, 3 * STEPS], "after every second epoch and after the last"
+    best = max(precisions, key=precisions.get)
+    check_equal(run(from_pretrained(finished.output / "best")), finished.trainer.outputs[best])
+
+
+def test_only_the_stages_that_train_have_changed(finished, inputs):
+    before = load_file(f"{inputs.weights}/model.safetensors")
+    for name, tensor in load_file(finished.output / "model" / "model.safetensors").items():
+        part = name.removeprefix("backbone.body.")
+        if part in before and "running" not in part:
+            frozen = "bn" in part or part.startswith(("conv_stem", "blocks.0."))
+            assert torch.equal(tensor, before[part]) == frozen, name
+
+
+def test_checkpoints_come_every_so_many_steps_and_after_each_epoch(finished):
+    newest = {step: seen[-1] if seen else None for step, seen in finished.trainer.seen.items()}
+    assert newest == {**dict.fromkeys(range(4)), 4: 4, 5: 5, 6: 5, 7: 5, 8: 8, 9: 8, 10: 10, 11: 10}
+    assert all(len(seen) <= 1 for seen in finished.trainer.seen.values())
+
+
+def test_the_learning_rate_is_scaled_and_falls_after_its_epochs(finished):
+    rates = {record["step"]: record["lr"] for record in finished.records if "lr" in record}
+    assert rates.keys() == {10, 12}
+    assert rates[10] == pytest.approx(0.01 * BATCH * 0.1**2)
+
+
+@pytest.mark.parametrize(("steps", "factor"), [(0, 1.0), (1, 1.0), (4, 0.001 + 0.999 / 4), (100, 0.001 + 0.999 / 100)])
+def test_the_learning_rate_warms_up(inputs, tmp_path, steps, factor):
+    options = {"warmup_steps": steps, "epochs": 1, "batch_size": 4, "lr_steps": (), "val_split": None}
+    Trainer(create_config(inputs, tmp_path / "run", **options)).run()
+    (record,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert record["step"] == 2, "the second step, with index 1, is the last"
+    assert record["lr"] == pytest.approx(0.01 * 4 * factor)
+
+
+def test_the_evaluation_is_that_of_the_saved_detector(finished, inputs):
+    data = CocoDataset(Path(inputs.data) / "annotations/instances_val.json", Path(inputs.data) / "images")
+    results = predict(from_pretrained(finished.output / "model"), data, Accelerator(), progress=False)
+    assert evaluate(data, results) == finished.metrics
+
+
+def test_a_finished_run_resumes_to_nothing_new(finished, inputs):
+    before = {path: path.read_bytes() for path in finished.output.rglob("*.safetensors")}
+    log = (finished.output / "log.jsonl").read_bytes()
+    metrics = Trainer(replace(finished.trainer.config, resume=True)).run()
+    assert metrics == finished.metrics
+    assert {path: path.read_bytes() for path in finished.output.rglob("*.safetensors")} == before
+    assert (finished.output / "log.jsonl").read_bytes() == log
+
+
+# --- killed, interrupted, resumed -------------------------------------------------------------------------------------
+
+TWICE = """
+import json, sys
+from nats_zoo.detection import TrainConfig, Trainer
+from nats_zoo.detection.loop import Interrupted
+
+for resume in (False, True):
+    try:
+        Trainer(TrainConfig(**json.loads(sys.argv[1]), resume=resume)).run()
+    except Interrupted as stop:
+        print(stop, flush=True)
+"""
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def options_of(config: TrainConfig) -> str:
+    return json.dumps({key: value for key, value in config.to_dict().items() if key != "resume"})
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def killed(inputs, tmp_path_factory) -> SimpleNamespace:
+    """A run that got Ctrl-C after its first step, was resumed, and was killed in the middle of its second epoch."""
+    output = tmp_path_factory.mktemp("run") / "killed"
+    config = create_config(inputs, output, checkpoint_every=1, workers=1)
+    process = subprocess.Popen(
+        [sys.executable, "-c", TWICE, options_of(config)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a terminal sends Ctrl-C to the workers too
+    )
+    try:
+        wait_for(lambda: bool(checkpoints(output)), process)
+        os.killpg(process.pid, signal.SIGINT)
+        message = process.stdout.readline().strip()
+        stopped_at = checkpoints(output)
+        wait_for(lambda: checkpoints(output)[-1:] > [STEPS], process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    return SimpleNamespace(config=config, output=output, message=message, stopped_at=stopped_at, at=checkpoints(output))
+
+
+def test_an_interrupted_run_stops_behind_a_checkpoint_and_says_how_to_go_on(killed):
+    (step,) = killed.stopped_at
+    assert 1 <= step < STEPS
+    assert killed.message == f"stopped at step {step} of {EPOCHS * STEPS}; continue with --resume true"
+
+
+def test_a_run_interrupted_and_killed_ends_as_if_it_had_not_been(killed, finished):
+    assert STEPS < killed.at[-1] < EPOCHS * STEPS
+    assert not (killed.output / "model").exists()
+    trainer = Trainer(replace(killed.config, resume=True, checkpoint_every=None, workers=0))
+    assert trainer.run() == finished.metrics
+    check_same_results(killed.output, finished.output)
+
+
+def test_a_run_is_not_begun_again_or_resumed_with_other_options(finished):
+    config = finished.trainer.config
+    with pytest.raises(RunError, match="already holds a run; add --resume true"):
+        Trainer(config)
+    with pytest.raises(RunError, match=r"run\.json: the run was begun with momentum=0\.9 and can not go on with 0\.5"):
+        Trainer(replace(config, resume=True, momentum=0.5))
+
+
+def test_a_checkpoint_of_another_network_is_one_line(inputs, tmp_path):
+    options = {"epochs": 1, "batch_size": 8, "val_split": None}
+    Trainer(create_config(inputs, tmp_path / "run", **options)).run()
+    path = tmp_path / "run" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "head_size": 8}))
+    with pytest.raises(RunError, match=r"the checkpoint does not fit this run: .*box_head") as error:
+        Trainer(create_config(inputs, tmp_path / "run", **options, head_size=8, resume=True)).run()
+    assert "\n" not in str(error.value)
+
+
+# --- two processes ----------------------------------------------------------------------------------------------------
+
+PROCESS = """
+import json, sys
+from pathlib import Path
+from nats_zoo.detection import TrainConfig, Trainer, predict
+
+trainer = Trainer(TrainConfig(**json.loads(sys.argv[1])))
+metrics = trainer.run()
+accelerator = trainer.accelerator
+results = predict(trainer.plain_detector, trainer.val_data, accelerator, progress=False)
+found = {"processes": accelerator.num_processes, "metrics": metrics.to_dict(), "results": results}
+Path(sys.argv[2]).with_suffix(f".{accelerator.process_index}").write_text(json.dumps(found))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def launched(inputs, tmp_path_factory) -> SimpleNamespace:
+    """A run in two processes on the CPU, as `accelerate launch` starts them."""
+    root = tmp_path_factory.mktemp("launched")
+    script = root / "train.py"
+    script.write_text(PROCESS)
+    config = create_config(inputs, root / "run", epochs=1, checkpoint_every=1)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    command = [*launcher, f"--main_process_port={free_port()}", script, options_of(config), root / "found"]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    found = [json.loads((root / f"found.{rank}").read_text()) for rank in (0, 1)]
+    return SimpleNamespace(output=root / "run", found=found, config=config)
+
+
+def test_two_processes_share_the_images_and_write_one_set_of_files(launched, finished):
+    steps = TRAIN_IMAGES // (2 * BATCH)
+    names = {path.name for path in launched.output.iterdir()}
+    assert names == {path.name for path in finished.output.iterdir()}
+    assert checkpoints(launched.output) == [steps]
+    records = [json.loads(line) for line in (launched.output / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [steps, steps]
+    assert records[0]["lr"] == pytest.approx(0.01 * 2 * BATCH * (0.001 + 0.999 / 6))
+
+
+def test_two_processes_evaluate_as_one(launched, inputs):
+    data = CocoDataset(Path(inputs.data) / "annotations/instances_val.json", Path(inputs.data) / "images")
+    results = predict(from_pretrained(launched.output / "model"), data, Accelerator(), progress=False)
+    assert results
+    for found in launched.found:
+        assert found["processes"] == 2
+        assert found["results"] == results
+        assert found["metrics"] == evaluate(data, results).to_dict()
+
+
+# --- precision and losses ---------------------------------------------------------------------------------------------
+
+
+def test_bf16_computes_otherwise_and_keeps_float32_weights(inputs, tmp_path):
+    losses = []
+    for precision in ("bf16", "no"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        output = tmp_path / precision
+        Trainer(create_config(inputs, output, epochs=1, batch_size=4, val_split=None, precision=precision)).run()
+        losses.append(json.loads((output / "log.jsonl").read_text())["loss"])
+        assert {tensor.dtype for tensor in load_file(output / "model" / "model.safetensors").values()} == {
+            torch.float32
+        }
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
+def test_a_precision_that_the_device_lacks_is_one_line(inputs, tmp_path):
+    with pytest.raises(NatsError, match="^precision: .*fp16") as error:
+        Trainer(create_config(inputs, tmp_path / "run", precision="fp16"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(inputs, tmp_path):
+    options = {"lr_per_image": 1e30, "clip_grad": None, "warmup_steps": 0, "checkpoint_every": 1}
+    with pytest.raises(RunError, match=r"loss\w* is (nan|inf) at step [123]; the last checkpoint is kept") as error:
+        Trainer(create_config(inputs, tmp_path / "run", **options)).run()
+    assert "\n" not in str(error.value)
+    assert f"at step {checkpoints(tmp_path / 'run')[-1]};" in str(error.value)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+# --- what can not be begun --------------------------------------------------------------------------------------------
+
+BAD_OPTIONS = [
+    ({"data": "no/such/folder"}, "no/such/folder"),
+    ({"train_split": "training"}, "split 'training'"),
+    ({"val_split": "validation"}, "split 'validation'"),
+    ({"images": "pictures"}, "images: expected a folder"),
+    ({"framework": "yolo"}, "framework: 'yolo' is unknown"),
+    ({"backbone": "resnet19"}, "timm has no model 'resnet19'"),
+    ({"backbone": "resnet18"}, "weights of another network"),
+    ({"weights": "no/such/weights.safetensors"}, "weights.safetensors"),
+    ({"weights": None, "norm": "frozen"}, "freezing batch norms or stages of a random backbone"),
+    ({"genotype": "no/such/genotype.json"}, "genotype.json"),
+    ({"anchor_sizes": (8, 16)}, "anchor_sizes: expected 5"),
+    ({"flip": 2.0}, "flip: expected a number in 0..1"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), BAD_OPTIONS, ids=lambda value: str(value)[:40])
+def test_a_run_that_can_not_begin_is_one_line_and_leaves_no_folder(inputs, tmp_path, options, words):
+    with pytest.raises(NatsError, match=words) as error:
+        Trainer(create_config(inputs, tmp_path / "run", **options))
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["batch_size", "eval_batch_size", "epochs", "eval_every", "checkpoint_every"])
+def test_numbers_below_one_are_refused(inputs, tmp_path, key):
+    for value in (0, -1):
+        with pytest.raises(NatsError, match=f"{key}: expected 1 or more, found {value}"):
+            create_config(inputs, tmp_path / "run", **{key: value})
+
+
+def test_entries_that_can_not_be_used_are_refused_or_left_out(inputs, tmp_path):
+    data = tmp_path / "data"
+    (data / "annotations").mkdir(parents=True)
+    (data / "images").symlink_to(Path(inputs.data) / "images")
+    content = json.loads((Path(inputs.data) / "annotations" / "instances_train.json").read_text())
+    content["images"].append({**content["images"][0], "id": 99, "file_name": "missing.png"})
+    content["annotations"][0]["bbox"] = [5, 5, 0, 0]
+    (data / "annotations" / "instances_train.json").write_text(json.dumps(content))
+
+    options = {"data": str(data), "epochs": 1, "batch_size": 8, "val_split": None}
+    with pytest.raises(DataError, match=r"missing\.png"):
+        Trainer(create_config(inputs, tmp_path / "run", **options))
+    trainer = Trainer(create_config(inputs, tmp_path / "run", skip_bad=True, **options))
+    assert trainer.run() is None, "nothing to evaluate on"
+    assert trainer.train_data.skipped == {"missing image file": 1, "degenerate box": 1}
+    assert trainer.total_steps == 1
+    assert not (tmp_path / "run" / "best").exists()
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    check_equal(run(from_pretrained(tmp_path / "run" / "model")), run(trainer.plain_detector))
