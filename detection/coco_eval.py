@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..files import write_text
-from .datasets import CocoDataset, DataError, collate, is_finite_number, read_annotations, read_json
+from ..files import read_json, write_text
+from .datasets import CocoDataset, DataError, collate, is_finite_number, read_annotations
 
 _STATS = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
@@ -239,7 +239,7 @@ def load_results(path: str | Path) -> list[dict]:
     Raises:
         DataError: If the file is not a list of boxes with image_id, category_id, bbox and score.
     """
-    results = read_json(path)
+    results = read_json(path, DataError)
     if not isinstance(results, list):
         raise DataError(f"{path}: expected a list of results, got {type(results).__name__}")
     for index, result in enumerate(results):

@@ -72,14 +72,14 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_at_least(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
         check_at_least(1, checkpoint_every=self.checkpoint_every)
-        check_at_least(0, workers=self.workers, calibration_images=self.calibration_images)
+        check_at_least(0, workers=self.workers, calibration_images=self.calibration_images, clip_grad=self.clip_grad)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return dataclasses.asdict(self)
 
 
-def check_at_least(least: int, **options: int | None) -> None:
+def check_at_least(least: int, **options: float | None) -> None:
     """NatsError for an option below `least`; None passes."""
     for name, value in options.items():
         if value is not None and value < least:

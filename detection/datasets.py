@@ -26,6 +26,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from ..errors import NatsError
+from ..files import read_json
 from .augment import eval_transforms
 
 MIN_SIDE = 0.01
@@ -92,26 +93,6 @@ def _first_file_name(annotations: Path) -> str:
         return json.loads(match[1])
     except ValueError as error:
         raise DataError(f"{annotations}: file_name: expected a JSON string: {error}") from error
-
-
-def read_json(path: str | Path) -> object:
-    """Reads a JSON file.
-
-    Raises:
-        DataError: If the file can not be read, is empty, is no JSON, or is nested too deeply to be parsed.
-    """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: can not be read: {error.strerror}") from error
-    if not content.strip():
-        raise DataError(f"{path}: expected JSON, the file is empty")
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise DataError(f"{path}: expected JSON: {error}") from error
-    except RecursionError as error:
-        raise DataError(f"{path}: expected COCO's JSON format, this is nested too deeply") from error
 
 
 def _entries(path: Path, data: object, key: str) -> list[dict]:
@@ -238,7 +219,7 @@ class _Reader:
         self.listing = functools.cache(_list_folder)
 
     def read(self) -> CocoAnnotations:
-        data = read_json(self.path)
+        data = read_json(self.path, DataError)
         image_entries = _entries(self.path, data, "images")
         annotation_entries = _entries(self.path, data, "annotations")
         names = self.categories(_entries(self.path, data, "categories"))

@@ -34,7 +34,7 @@ def predict_images(model: str, images: Sequence[str], output: str, threshold: fl
     files = find_images(images)
     folder = Path(output)
     pictures = _name_pictures(files, folder)
-    for file in tqdm(files, desc="check", unit="image", leave=False):
+    for file in tqdm(files, desc="check", unit="image", leave=False, disable=None):
         open_image(file)
     detector = from_pretrained(model)
     detector.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import NatsError
-from ..files import atomic_folder, write_json, write_text
+from ..files import atomic_folder, read_json, write_json, write_text
 
 # Options that may differ between a run and its resumption: they do not change what is computed.
 FREE_OPTIONS = frozenset({"resume", "workers", "checkpoint_every", "output", "data", "images"})
@@ -82,7 +82,7 @@ class RunFolder:
 
     def _check_options(self) -> None:
         path, config = self.path / "run.json", self.config
-        before = read_json(path)
+        before = read_json(path, RunError)
         if not isinstance(before, dict):
             raise RunError(f"{path}: expected an object with the run's options")
         for key in sorted((config.keys() | before.keys()) - FREE_OPTIONS):
@@ -140,7 +140,7 @@ class RunFolder:
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint's folder; RunError names what is missing or damaged."""
-    state = read_json(folder / "state.json")
+    state = read_json(folder / "state.json", RunError)
     if not isinstance(state, dict) or type(state.get("step")) is not int:
         raise RunError(f"{folder / 'state.json'}: expected an object with an integer 'step'")
     try:
@@ -170,16 +170,6 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
         index, _, key = name.partition(".")
         entries.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": entries, "param_groups": data["param_groups"]})
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; RunError names it when it is missing or is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError(f"{path}: can not be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path}: not JSON: {error}") from error
 
 
 def _logged_step(line: str) -> int:

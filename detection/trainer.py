@@ -173,9 +173,12 @@ class Trainer(ResumableLoop):
 def create_accelerator(precision: Precision | None) -> Accelerator:
     """The accelerator of a precision; devices and processes are what `accelerate launch` says."""
     try:
-        return Accelerator(mixed_precision=precision)
+        accelerator = Accelerator(mixed_precision=precision)
     except ValueError as error:  # a precision that this machine lacks
         raise NatsError(f"precision: {' '.join(str(error).split())}") from error
+    if precision == "fp16" and accelerator.scaler is None:  # accelerate would silently compute in float32
+        raise NatsError(f"precision: fp16 is not for the device {accelerator.device.type!r}, bf16 may be")
+    return accelerator
 
 
 def open_split(config: RunConfig, split: str, transforms: Any = None) -> CocoDataset:

@@ -96,6 +96,13 @@ def _from_function(function: Callable[..., None]) -> Callable[[Any], Callable[[A
     return build
 
 
+def _predict(parser: Any) -> Callable[[Any], None]:
+    # By hand, as a list that is a positional would have to be typed as [one.jpg,two.jpg].
+    parser.add_function_arguments(predict, as_group=False, as_positional=True, skip={"images"})
+    parser.add_argument("images", nargs="+", type=str, help="image files and folders of images.")
+    return lambda options: predict(**options.as_dict())
+
+
 def _search(parser: Any) -> Callable[[Any], None]:
     from .search import SearchConfig, Searcher
 
@@ -223,7 +230,7 @@ COMMANDS = {
     "search": Command("find a genotype for a detector's backbone", _search),
     "train": Command("train a detector on a timm backbone", _train),
     "evaluate": Command("COCO metrics of a detector", _from_function(evaluate)),
-    "predict": Command("draw a detector's boxes on images", _from_function(predict)),
+    "predict": Command("draw a detector's boxes on images", _predict),
     "publish": Command("put a model folder on the Hugging Face Hub", _from_function(publish)),
     "demo": Command("the whole path on a drawn data set, without a download", _from_function(demo)),
 }

@@ -1,13 +1,53 @@
-"""Files and folders that are whole or absent: written beside their place, then renamed into it."""
+"""Reading JSON with errors for people; files and folders that are whole or absent: written beside, then renamed."""
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from .errors import NatsError
+
+
+def read_json(
+    path: str | os.PathLike,
+    error: type[NatsError] = NatsError,
+    most_bytes: int | None = None,
+    object_pairs_hook: Callable | None = None,
+) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        error: the class of what is raised.
+        most_bytes: a larger file is refused, unread.
+        object_pairs_hook: as for `json.loads`.
+
+    Raises:
+        NatsError: of class `error`; the file can not be read, is too large, or is not JSON.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(-1 if most_bytes is None else most_bytes + 1)
+    except OSError as problem:
+        raise error(f"{path}: can not be read: {problem.strerror}") from problem
+    if most_bytes is not None and len(content) > most_bytes:
+        raise error(f"{path}: too large, expected at most {most_bytes} bytes")
+    if not content.strip():
+        raise error(f"{path}: not JSON: the file is empty")
+    try:
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=object_pairs_hook)
+    except RecursionError as problem:
+        raise error(f"{path}: not JSON of a kind read here: nested too deeply") from problem
+    except NatsError:  # from the hook
+        raise
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: not JSON: not UTF-8 text") from problem
+    except ValueError as problem:  # not JSON, or an integer with more digits than Python converts
+        raise error(f"{path}: not JSON: {problem}") from problem
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import GenotypeError
-from .files import write_text
+from .files import read_json, write_text
 
 FORMAT = 1
 MAX_FILE_BYTES = 16 * 2**20
@@ -86,7 +86,7 @@ class Genotype:
         Raises:
             GenotypeError: naming the file, the convolution or key, and what was expected.
         """
-        return cls.from_dict(_read_json(Path(path)), source=str(path))
+        return cls.from_dict(_read_json(path), source=str(path))
 
     @classmethod
     def from_dict(cls, data: Any, source: str = "genotype") -> "Genotype":
@@ -123,7 +123,7 @@ class Genotype:
         Raises:
             GenotypeError: malformed file, or a pattern that does not fit the architecture.
         """
-        patterns = _read_json(Path(path))
+        patterns = _read_json(path)
         channels = _stage_convs_3x3(architecture, str(path))
         if not isinstance(patterns, list) or len(patterns) != len(channels):
             found = f"{len(patterns)} patterns" if isinstance(patterns, list) else type(patterns).__name__
@@ -301,28 +301,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise GenotypeError(f"{path}: too large for a genotype, expected at most {MAX_FILE_BYTES} bytes")
-        text = content.decode("utf-8")
-    except OSError as error:
-        raise GenotypeError(f"{path}: can not be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise GenotypeError(f"{path}: not JSON: not UTF-8 text") from error
-    try:
-        return json.loads(text, object_pairs_hook=lambda pairs: _unique_keys(pairs, path))
-    except RecursionError as error:
-        raise GenotypeError(f"{path}: not JSON of a genotype: nested too deeply") from error
-    except GenotypeError:
-        raise
-    except ValueError as error:  # JSONDecodeError, or an integer with more digits than Python converts
-        raise GenotypeError(f"{path}: not JSON: {error}") from error
+def _read_json(path: str | os.PathLike) -> Any:
+    return read_json(path, GenotypeError, MAX_FILE_BYTES, lambda pairs: _unique_keys(pairs, path))
 
 
-def _unique_keys(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]], path: str | os.PathLike) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()

@@ -33,7 +33,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from .errors import NatsError
-from .files import atomic_file, atomic_folder
+from .files import atomic_file, atomic_folder, read_json
 from .genotype import Genotype
 from .version import __version__
 
@@ -143,12 +143,9 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         NatsError: no such file, or no JSON object in it.
     """
     path = Path(folder) / CONFIG_NAME
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NatsError(f"{folder}: no {CONFIG_NAME} in it, expected a model folder") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise NatsError(f"{path}: not JSON: {_one_line(error)}") from error
+    if not path.exists():
+        raise NatsError(f"{folder}: no {CONFIG_NAME} in it, expected a model folder")
+    config = read_json(path)
     if not isinstance(config, dict):
         raise NatsError(f"{path}: expected a JSON object, found {type(config).__name__}")
     return config

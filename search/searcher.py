@@ -82,6 +82,9 @@ class SearchConfig(RunConfig):
         super().__post_init__()
         check_at_least(0, alpha_start=self.alpha_start)
         check_at_least(self.alpha_start + 1, epochs=self.epochs)  # else alpha would never move
+        check_at_least(0, lr_per_image=self.lr_per_image, final_lr_per_image=self.final_lr_per_image)
+        check_at_least(0, momentum=self.momentum, weight_decay=self.weight_decay)
+        check_at_least(0, alpha_lr=self.alpha_lr, alpha_weight_decay=self.alpha_weight_decay)
         if self.weights is None:
             raise SearchError("weights: the search reuses a pretrained backbone, null can not be searched")
         if self.backbone.startswith(VARIANT_PREFIX):

@@ -247,8 +247,8 @@ def test_boxes_of_an_image_that_is_left_out_are_not_counted_besides(tmp_path, im
 BAD_FILES = {
     "empty": ("", "the file is empty"),
     "blank": (" \n", "the file is empty"),
-    "no JSON": ("{'images': 3", "expected JSON"),
-    "no text": (b"\x89PNG\r\n\x1a\n\xff\xff", "expected JSON"),
+    "no JSON": ("{'images': 3", "not JSON"),
+    "no text": (b"\x89PNG\r\n\x1a\n\xff\xff", "not JSON"),
     "deep": ("[" * 200_000, "nested too deeply"),
     "a list": ("[]", "expected an object with images, annotations and categories"),
     "no images": ({"images": None}, "images: expected a list of objects, got nothing"),

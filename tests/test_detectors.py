@@ -16,13 +16,15 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from nats_zoo import Genotype, GenotypeError, NatsError, recalibrate_bn
+from nats_zoo import Genotype, NatsError, recalibrate_bn
 from nats_zoo.detection import DetectorConfig, create_detector, save_detector
 from nats_zoo.detection.backbone import create_body, freeze_stages
+from nats_zoo.genotype import resolve_genotype
+from nats_zoo.nats_resnet import default_genotype
 
 TIN_64 = Path(__file__).resolve().parents[1].parent / "shared" / "weights" / "resnet18.tin_64"
 SIZES = {"min_size": 64, "max_size": 96, "anchor_sizes": (8, 16, 32, 64, 128)}
-TINY = {"num_classes": 4, "fpn_channels": 16, "head_size": 16, **SIZES}
+TINY = {"num_classes": 4, "fpn_channels": 16, "head_size": 16, "roi_samples": 32, **SIZES}
 CONVS = {f"layer{stage}.{block}.conv2": 32 * 2**stage for stage in (1, 2, 3, 4) for block in (0, 1)}
 PLAIN = Genotype("resnet18", {name: [[24, 1, 1], [channels - 24, 1, 1]] for name, channels in CONVS.items()})
 OTHER = Genotype("resnet18", {**PLAIN.convs, "layer3.1.conv2": [[24, 1, 1], [232, 1, 2]]})
@@ -171,15 +173,22 @@ def test_normalisation_of_random_weights_is_timms(backbone):
 
 
 @pytest.mark.parametrize("trainable_layers", [0, 1, 2, 3, 4, 5])
-def test_stages_are_frozen_as_torchvision_freezes_them(weights, trainable_layers):
-    ours = seeded_detector("resnet18", weights=weights, trainable_layers=trainable_layers)
-    theirs = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=trainable_layers)
-    trainable = [
-        {name for name, parameter in body.named_parameters() if parameter.requires_grad}
-        for body in (ours.backbone.body, theirs.body)
-    ]
+def test_stages_are_frozen_as_torchvision_freezes_them(trainable_layers):
+    with torch.device("meta"):
+        ours = create_body("resnet18")
+        freeze_stages(ours, trainable_layers)
+        options = {"norm_layer": nn.BatchNorm2d, "trainable_layers": trainable_layers}
+        theirs = resnet_fpn_backbone(backbone_name="resnet18", weights=None, **options).body
+    trainable = [{name for name, p in body.named_parameters() if p.requires_grad} for body in (ours, theirs)]
     assert trainable[0] == trainable[1]
-    assert ours.config.trainable_layers == trainable_layers
+
+
+def test_a_backbone_can_be_frozen_whole(weights):
+    detector = seeded_detector("resnet18", weights=weights, trainable_layers=0)
+    assert detector.config.trainable_layers == 0
+    assert not any(parameter.requires_grad for parameter in detector.backbone.body.parameters())
+    assert all(parameter.requires_grad for parameter in detector.backbone.fpn.parameters())
+    train_once(detector)
 
 
 def test_a_pretrained_backbone_trains_three_stages_and_keeps_its_norms(weights):
@@ -292,12 +301,12 @@ def damage(folder: Path, **changes: torch.Tensor | None) -> None:
 
 BAD_WEIGHTS = {
     "another shape": (
-        lambda f: damage(f, **{"layer2.0.conv1.weight": torch.zeros(128, 64, 1, 1)}),
-        r"layer2\.0\.conv1\.weight is \(128, 64, 1, 1\), expected \(128, 64, 3, 3\)",
+        lambda f: damage(f, **{"conv_stem.weight": torch.zeros(16, 3, 7, 7)}),
+        r"conv_stem\.weight is \(16, 3, 7, 7\), expected \(16, 3, 3, 3\)",
     ),
     "a missing tensor": (
-        lambda f: damage(f, **{"layer4.1.bn2.bias": None}),
-        r"layer4\.1\.bn2\.bias is missing, expected \(512,\)",
+        lambda f: damage(f, **{"bn1.bias": None}),
+        r"bn1\.bias is missing, expected \(16,\)",
     ),
     "no safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"), "not a safetensors file"),
     "no file": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
@@ -310,10 +319,10 @@ BAD_WEIGHTS = {
 @pytest.mark.parametrize("kind", BAD_WEIGHTS)
 def test_weights_that_do_not_fit_are_refused(tmp_path, kind):
     spoil, words = BAD_WEIGHTS[kind]
-    folder = save_timm_folder(tmp_path / "resnet18")
+    folder = save_timm_folder(tmp_path / "mobilenet", "mobilenetv3_small_050")
     spoil(folder)
     with pytest.raises(NatsError, match=words) as error:
-        seeded_detector("resnet18", weights=str(folder))
+        seeded_detector("mobilenetv3_small_050", weights=str(folder))
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -391,10 +400,10 @@ def test_only_dilations_tell_a_regrouped_detector_from_the_plain_one(weights):
 
 def test_the_config_carries_the_genotype_itself(weights, tmp_path):
     OTHER.save(tmp_path / "mine.json")
-    for source in (OTHER, OTHER.to_dict(), str(tmp_path / "mine.json")):
-        for backbone in ("resnet18", "nats_resnet18"):
-            detector = seeded_detector(backbone, genotype=source, weights=None)
-            assert Genotype.from_dict(detector.config.genotype) == OTHER
+    sources = {"resnet18": OTHER.to_dict(), "nats_resnet18": str(tmp_path / "mine.json")}
+    for backbone, genotype in sources.items():
+        config = seeded_detector(backbone, genotype=genotype, weights=None).config
+        assert Genotype.from_dict(config.genotype) == OTHER
     assert seeded_detector("resnet18", weights=weights).config.genotype is None
 
 
@@ -431,8 +440,11 @@ def test_a_genotype_of_another_network_is_refused():
     for backbone in ("resnet34", "resnet50"):
         with pytest.raises(NatsError, match="resnet"):
             seeded_detector(backbone, genotype=OTHER, weights=None)
-    with pytest.raises(GenotypeError, match="no default genotype is published yet"):
-        create_body("nats_resnet18")
+
+
+def test_a_variant_runs_its_published_default_unless_told_otherwise():
+    with torch.device("meta"):
+        assert create_body("nats_resnet18").genotype == resolve_genotype(default_genotype("resnet18"))
 
 
 # --- config -----------------------------------------------------------------------------------------------------------

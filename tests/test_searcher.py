@@ -408,13 +408,34 @@ def test_a_finished_search_resumed_is_the_same_search(single):
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
+# The command, after which each process says where its own alpha ended.
+WATCHED = """
+import sys
+
+from nats_zoo import cli, search
+from nats_zoo.search.supernet import alpha_dict
+from nats_zoo.files import write_json
+
+
+class Watched(search.Searcher):
+    def run(self):
+        genotype = super().run()
+        write_json(f"{sys.argv[0]}.{self.accelerator.process_index}", alpha_dict(self.mixtures))
+        return genotype
+
+
+search.Searcher = Watched
+sys.exit(cli.main())
+"""
+
+
 def launch_two(arguments):
     """`accelerate launch` with two CPU processes: exit code, stdout, stderr."""
-    options = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+    # --multi_gpu starts several processes without MPI; what they run on is the environment's business.
+    options = ["--multi_gpu", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
     process = subprocess.Popen(
-        # With --multi_gpu it starts several processes without MPI; what they run on is the environment's business.
-        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0", *options]
-        + arguments,
+        [*launcher, *options, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -430,14 +451,18 @@ def launch_two(arguments):
 
 
 def test_two_processes_make_one_search(options, tmp_path):
-    chosen = options(tmp_path / "run", epochs=1, alpha_start=0, batch_size=2, val_split="val")
-    code, printed, errors = launch_two(["-m", "nats_zoo", *command_line(chosen)])
+    chosen = options(tmp_path / "run", epochs=1, alpha_start=0, val_split="val")
+    script = tmp_path / "watched.py"
+    script.write_text(WATCHED)
+    code, printed, errors = launch_two([str(script), *command_line(chosen)])
     assert code == 0, errors
     found = genotype(chosen)
-    assert printed.splitlines() == str(found).splitlines()
-    assert found.provenance["images_per_step"] == 4
+    assert printed.splitlines() == str(found).splitlines()  # not from both
+    assert found.provenance["images_per_step"] == 2
     assert shlex.split(found.provenance["command"])[:2] == ["nats", "search"]
     (record,) = records(chosen, "alpha")
-    assert record["step"] == 1  # 3 images, 4 to a step
+    assert record["step"] == 2  # 3 images, 2 to a step
     assert all(torch.tensor(rows).all() for rows in record["alpha"].values())
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"watched.py.{rank}").read_text()) == record["alpha"]
     assert len(records(chosen, "AP")) == 1

@@ -1,7 +1,9 @@
 """Training runs: killed, interrupted and resumed, in one process and in two, and what they leave in their folder."""
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,12 +24,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nats_zoo import NatsError
 from nats_zoo.detection import DataError, TrainConfig, Trainer, evaluate, from_pretrained, predict
+from nats_zoo.detection.augment import train_transforms
 from nats_zoo.detection.datasets import CocoDataset
 from nats_zoo.detection.drawn import draw_dataset
+from nats_zoo.detection.loop import EpochLoader
 from nats_zoo.detection.run_folder import RunError
 
 BACKBONE = "mobilenetv3_small_050"  # small files and fast steps, with batch norm
 TRAIN_IMAGES, BATCH, EPOCHS = 8, 2, 3
+LR = 0.002
 STEPS = TRAIN_IMAGES // BATCH  # per epoch
 
 
@@ -78,7 +83,7 @@ def create_config(inputs: SimpleNamespace, output: Path, **options) -> TrainConf
         "workers": 0,
         "epochs": EPOCHS,
         "eval_every": 2,
-        "lr_per_image": 0.01,
+        "lr_per_image": LR,
         "warmup_steps": 6,
         "lr_steps": (1, 2),
     }
@@ -123,6 +128,20 @@ class WatchedTrainer(Trainer):
         self.outputs[self.step] = run(self.plain_detector)
 
 
+def read_log(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def short(inputs, tmp_path_factory) -> SimpleNamespace:
+    """A run of two steps with a larger batch, without evaluation."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    output = tmp_path_factory.mktemp("run") / "short"
+    trainer = Trainer(create_config(inputs, output, epochs=1, batch_size=4, val_split=None))
+    assert trainer.run() is None
+    return SimpleNamespace(trainer=trainer, output=output, records=read_log(output))
+
+
 @pytest.fixture(scope="module")
 def finished(inputs, tmp_path_factory) -> SimpleNamespace:
     """An uninterrupted run."""
@@ -130,20 +149,44 @@ def finished(inputs, tmp_path_factory) -> SimpleNamespace:
     output = tmp_path_factory.mktemp("run") / "finished"
     trainer = WatchedTrainer(create_config(inputs, output, checkpoint_every=5))
     metrics = trainer.run()
-    records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    return SimpleNamespace(trainer=trainer, output=output, metrics=metrics, records=records)
+    return SimpleNamespace(trainer=trainer, output=output, metrics=metrics, records=read_log(output))
 
 
 def check_same_results(output: Path, expected: Path) -> None:
-    """Log, metrics, model and the optimiser's last state are bit for bit the same."""
-    for name in ("log.jsonl", "metrics.json", "model/model.safetensors", "best/model.safetensors"):
+    """Log, metrics, models and the optimiser's last state are bit for bit the same."""
+    for name in ("log.jsonl", "metrics.json"):
         assert (output / name).read_bytes() == (expected / name).read_bytes(), name
     assert checkpoints(output) == checkpoints(expected)
     last = f"checkpoints/step_{checkpoints(expected)[-1]:06d}"
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        found, wanted = load_file(output / last / name), load_file(expected / last / name)
+    for name in ("model/model", "best/model", f"{last}/model", f"{last}/optimizer"):
+        found, wanted = (load_file(folder / f"{name}.safetensors") for folder in (output, expected))
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def epoch_batches(data: CocoDataset, epoch: int, skip: int = 0, seed: int = 0) -> list[tuple[int, str]]:
+    """Image ids and checksums of the augmented pixels, in the order in which the images come."""
+    loader = EpochLoader(data, Accelerator(), batch_size=2, workers=0, seed=seed)
+    items = [item for images, targets in loader.batches(epoch, skip) for item in zip(images, targets, strict=True)]
+    return [(target["image_id"], hashlib.sha256(image.numpy().tobytes()).hexdigest()) for image, target in items]
+
+
+def test_order_and_augmentation_are_a_function_of_seed_and_epoch(inputs):
+    root = Path(inputs.data)
+    transforms = train_transforms(flip=0.0, jitter=0.5)
+    data = CocoDataset(root / "annotations" / "instances_train.json", root / "images", transforms)
+    first, second = epoch_batches(data, 0), epoch_batches(data, 1)
+    for epoch in (first, second):
+        assert sorted(number for number, _ in epoch) == list(range(1, TRAIN_IMAGES + 1))
+    assert not set(first) & set(second), "every image is augmented anew"
+    assert [number for number, _ in first] != [number for number, _ in second]
+    assert epoch_batches(data, 0) == first
+    assert epoch_batches(data, 0, seed=1) != first
+    for skip in (1, STEPS - 1):
+        assert epoch_batches(data, 1, skip) == second[skip * 2 :]
 
 
 # --- an uninterrupted run ---------------------------------------------------------------------------------------------
@@ -172,6 +215,12 @@ def test_the_model_folder_holds_the_trained_detector(finished):
     assert (detector.config.norm, detector.config.trainable_layers) == ("frozen", 3)
 
 
+def test_a_run_without_evaluation_leaves_the_model(short):
+    names = {path.name for path in short.output.iterdir()}
+    assert names == {"run.json", "log.jsonl", "curves.png", "model", "checkpoints"}
+    check_equal(run(from_pretrained(short.output / "model")), run(short.trainer.plain_detector))
+
+
 def test_the_best_folder_holds_the_first_detector_of_the_highest_ap(finished):
     precisions = {record["step"]: record["AP"] for record in finished.records if "AP" in record}
     assert list(precisions) == [2 * STEPS, 3 * STEPS], "after every second epoch and after the last"
@@ -197,16 +246,13 @@ def test_checkpoints_come_every_so_many_steps_and_after_each_epoch(finished):
 def test_the_learning_rate_is_scaled_and_falls_after_its_epochs(finished):
     rates = {record["step"]: record["lr"] for record in finished.records if "lr" in record}
     assert rates.keys() == {10, 12}
-    assert rates[10] == pytest.approx(0.01 * BATCH * 0.1**2)
+    assert rates[10] == pytest.approx(LR * BATCH * 0.1**2)
 
 
-@pytest.mark.parametrize(("steps", "factor"), [(0, 1.0), (1, 1.0), (4, 0.001 + 0.999 / 4), (100, 0.001 + 0.999 / 100)])
-def test_the_learning_rate_warms_up(inputs, tmp_path, steps, factor):
-    options = {"warmup_steps": steps, "epochs": 1, "batch_size": 4, "lr_steps": (), "val_split": None}
-    Trainer(create_config(inputs, tmp_path / "run", **options)).run()
-    (record,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+def test_the_learning_rate_warms_up(short):
+    (record,) = short.records
     assert record["step"] == 2, "the second step, with index 1, is the last"
-    assert record["lr"] == pytest.approx(0.01 * 4 * factor)
+    assert record["lr"] == pytest.approx(LR * 4 * (0.001 + 0.999 / 6))
 
 
 def test_the_evaluation_is_that_of_the_saved_detector(finished, inputs):
@@ -215,13 +261,11 @@ def test_the_evaluation_is_that_of_the_saved_detector(finished, inputs):
     assert evaluate(data, results) == finished.metrics
 
 
-def test_a_finished_run_resumes_to_nothing_new(finished, inputs):
-    before = {path: path.read_bytes() for path in finished.output.rglob("*.safetensors")}
-    log = (finished.output / "log.jsonl").read_bytes()
-    metrics = Trainer(replace(finished.trainer.config, resume=True)).run()
+def test_a_finished_run_resumes_to_nothing_new(finished, tmp_path):
+    output = Path(shutil.copytree(finished.output, tmp_path / "run"))
+    metrics = Trainer(replace(finished.trainer.config, output=str(output), resume=True)).run()
     assert metrics == finished.metrics
-    assert {path: path.read_bytes() for path in finished.output.rglob("*.safetensors")} == before
-    assert (finished.output / "log.jsonl").read_bytes() == log
+    check_same_results(output, finished.output)
 
 
 # --- killed, interrupted, resumed -------------------------------------------------------------------------------------
@@ -300,13 +344,13 @@ def test_a_run_is_not_begun_again_or_resumed_with_other_options(finished):
         Trainer(replace(config, resume=True, momentum=0.5))
 
 
-def test_a_checkpoint_of_another_network_is_one_line(inputs, tmp_path):
-    options = {"epochs": 1, "batch_size": 8, "val_split": None}
-    Trainer(create_config(inputs, tmp_path / "run", **options)).run()
-    path = tmp_path / "run" / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "head_size": 8}))
+def test_a_checkpoint_of_another_network_is_one_line(short, tmp_path):
+    output = Path(shutil.copytree(short.output, tmp_path / "run"))
+    options = {**json.loads((output / "run.json").read_text()), "head_size": 8}
+    (output / "run.json").write_text(json.dumps(options))
+    config = replace(short.trainer.config, output=str(output), head_size=8, resume=True)
     with pytest.raises(RunError, match=r"the checkpoint does not fit this run: .*box_head") as error:
-        Trainer(create_config(inputs, tmp_path / "run", **options, head_size=8, resume=True)).run()
+        Trainer(config).run()
     assert "\n" not in str(error.value)
 
 
@@ -353,9 +397,9 @@ def test_two_processes_share_the_images_and_write_one_set_of_files(launched, fin
     names = {path.name for path in launched.output.iterdir()}
     assert names == {path.name for path in finished.output.iterdir()}
     assert checkpoints(launched.output) == [steps]
-    records = [json.loads(line) for line in (launched.output / "log.jsonl").read_text().splitlines()]
+    records = read_log(launched.output)
     assert [record["step"] for record in records] == [steps, steps]
-    assert records[0]["lr"] == pytest.approx(0.01 * 2 * BATCH * (0.001 + 0.999 / 6))
+    assert records[0]["lr"] == pytest.approx(LR * 2 * BATCH * (0.001 + 0.999 / 6))
 
 
 def test_two_processes_evaluate_as_one(launched, inputs):
@@ -371,26 +415,23 @@ def test_two_processes_evaluate_as_one(launched, inputs):
 # --- precision and losses ---------------------------------------------------------------------------------------------
 
 
-def test_bf16_computes_otherwise_and_keeps_float32_weights(inputs, tmp_path):
-    losses = []
-    for precision in ("bf16", "no"):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        output = tmp_path / precision
-        Trainer(create_config(inputs, output, epochs=1, batch_size=4, val_split=None, precision=precision)).run()
-        losses.append(json.loads((output / "log.jsonl").read_text())["loss"])
-        assert {tensor.dtype for tensor in load_file(output / "model" / "model.safetensors").values()} == {
-            torch.float32
-        }
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
-    assert losses[0] != losses[1]
+def test_bf16_computes_otherwise_and_keeps_float32_weights(short, tmp_path):
+    output = tmp_path / "run"
+    Trainer(replace(short.trainer.config, output=str(output), precision="bf16")).run()
+    (record,) = read_log(output)
+    assert record["loss"] == pytest.approx(short.records[0]["loss"], rel=0.05)
+    assert record["loss"] != short.records[0]["loss"]
+    assert {tensor.dtype for tensor in load_file(output / "model" / "model.safetensors").values()} == {torch.float32}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
-def test_a_precision_that_the_device_lacks_is_one_line(inputs, tmp_path):
-    with pytest.raises(NatsError, match="^precision: .*fp16") as error:
+def test_a_precision_that_can_not_be_had_is_one_line(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    with pytest.raises(NatsError, match=r"^precision: fp16 is not for the device 'cpu'"):
         Trainer(create_config(inputs, tmp_path / "run", precision="fp16"))
+    with pytest.raises(NatsError, match=r"^precision: .*already been initialized") as error:
+        Trainer(create_config(inputs, tmp_path / "run", precision="bf16"))
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(inputs, tmp_path):
@@ -414,7 +455,7 @@ BAD_OPTIONS = [
     ({"backbone": "resnet18"}, "weights of another network"),
     ({"weights": "no/such/weights.safetensors"}, "weights.safetensors"),
     ({"weights": None, "norm": "frozen"}, "freezing batch norms or stages of a random backbone"),
-    ({"genotype": "no/such/genotype.json"}, "genotype.json"),
+    ({"backbone": "nats_resnet18", "genotype": "no/such/genotype.json"}, "genotype.json"),
     ({"anchor_sizes": (8, 16)}, "anchor_sizes: expected 5"),
     ({"flip": 2.0}, "flip: expected a number in 0..1"),
 ]
@@ -448,9 +489,6 @@ def test_entries_that_can_not_be_used_are_refused_or_left_out(inputs, tmp_path):
     with pytest.raises(DataError, match=r"missing\.png"):
         Trainer(create_config(inputs, tmp_path / "run", **options))
     trainer = Trainer(create_config(inputs, tmp_path / "run", skip_bad=True, **options))
-    assert trainer.run() is None, "nothing to evaluate on"
+    trainer.run()
     assert trainer.train_data.skipped == {"missing image file": 1, "degenerate box": 1}
-    assert trainer.total_steps == 1
-    assert not (tmp_path / "run" / "best").exists()
-    assert not (tmp_path / "run" / "metrics.json").exists()
-    check_equal(run(from_pretrained(tmp_path / "run" / "model")), run(trainer.plain_detector))
+    assert trainer.step == trainer.total_steps == 1
