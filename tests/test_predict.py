@@ -74,36 +74,64 @@ def test_training_writes_a_detector_that_runs_the_genotype(home, detector):
     assert detector.config.classes == ("blue", "vermilion", "yellow")
 
 
-@pytest.fixture(scope="module")
-def evaluated(home):
-    """The folder that `nats evaluate` wrote for the validation split."""
-    arguments = ["evaluate", "run/model", "data", "--split", "val", "--workers", "0", "--output", "evaluated"]
+def evaluate(home, split):
+    """The folder that `nats evaluate` wrote."""
+    arguments = ["evaluate", "run/model", "data", "--split", split, "--workers", "0", "--output", f"on_{split}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         assert cli.main(arguments) == 0
-    return home / "evaluated"
+    return home / f"on_{split}"
 
 
-def test_evaluation_of_the_saved_detector_is_that_of_the_trained_one(home, evaluated):
-    metrics = read(evaluated / "metrics.json")
+def test_evaluation_of_the_saved_detector_is_that_of_the_trained_one(home):
+    metrics = read(evaluate(home, "val") / "metrics.json")
     assert (metrics.pop("split"), metrics.pop("batch_size")) == ("val", 1)
     assert metrics == read(home / "run" / "metrics.json")
     assert list(metrics["per_class"]) == ["blue", "vermilion", "yellow"]
 
 
-def test_results_are_in_cocos_format_and_give_the_metrics(home, evaluated):
-    truth = COCO(home / "data" / "annotations" / "instances_val.json")
-    results = truth.loadRes(str(evaluated / "results.json"))
-    assert results.anns
-    evaluation = COCOeval(truth, results, "bbox")
+def write_truth_it_finds(home, detector, split, keep):
+    """Annotations of the validation images: what the detector itself finds there, a part of it by rank of score."""
+    content = read(home / "data" / "annotations" / "instances_val.json")
+    content["annotations"] = []
+    for image in content["images"]:
+        found = detect(detector, open_image(home / "data" / "images" / image["file_name"]), 0.0)
+        content["annotations"] += [_annotation(image["id"], row) for row in found]
+    ranked = sorted(content["annotations"], key=lambda entry: -entry.pop("score"))
+    content["annotations"] = [{"id": n, **entry} for n, entry in enumerate(ranked[keep], start=1)]
+    (home / "data" / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def _annotation(image_id, row):
+    x1, y1, x2, y2 = row["box"]
+    box = [x1, y1, x2 - x1, y2 - y1]
+    return {"image_id": image_id, "category_id": row["label"], "bbox": box, "iscrowd": 0, "score": row["score"]}
+
+
+def test_what_the_detector_finds_itself_it_finds_perfectly(home, detector):
+    write_truth_it_finds(home, detector, "own", slice(0, 12))
+    assert read(evaluate(home, "own") / "metrics.json")["ap"] == pytest.approx(100)
+
+
+def test_results_are_in_cocos_format_and_give_the_metrics(home, detector):
+    write_truth_it_finds(home, detector, "half", slice(0, None, 2))
+    evaluated = evaluate(home, "half")
+    content = read(home / "data" / "annotations" / "instances_half.json")
+    truth = COCO()
+    truth.dataset = content
+    for entry in content["annotations"]:
+        entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+    truth.createIndex()
+    evaluation = COCOeval(truth, truth.loadRes(str(evaluated / "results.json")), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
     metrics = read(evaluated / "metrics.json")
+    assert 10 < metrics["ap"] < 90
     assert [metrics["ap"], metrics["ap50"]] == pytest.approx([100 * value for value in evaluation.stats[:2]])
 
 
-def test_evaluation_prints_a_table_and_writes_nothing_unasked(here, evaluated, capsys):
+def test_evaluation_prints_a_table_and_writes_nothing_unasked(here, capsys):
     before = sorted(here.iterdir())
     assert cli.main(["evaluate", "run/model", "data", "--split", "val", "--workers", "0"]) == 0
     table = capsys.readouterr().out
