@@ -24,7 +24,7 @@ from .transform import VARIANT_PREFIX, check_architecture, transform
 __all__ = ["DEFAULT_GENOTYPES", "NatsResNet", "default_genotype"]
 
 # Published genotype files never change: a better one is a new file and a new line here.
-DEFAULT_GENOTYPES: dict[str, str] = {"resnet18": "resnet18_c_n4_bccd"}
+DEFAULT_GENOTYPES: dict[str, str] = {"resnet18": "resnet18_c_n4_bccd", "resnet50": "resnet50_c_n16_bccd"}
 
 # The old training recipe, on which detection papers' baselines stand.
 DEFAULT_TAG = "tv_in1k"

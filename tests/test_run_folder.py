@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from timm.optim import AdaBelief
 from torch import nn
 
 from nats_zoo.detection.run_folder import (
@@ -266,6 +267,7 @@ OPTIMIZERS = {
     "SGD without momentum": lambda p: torch.optim.SGD(p, lr=0.1),
     "Adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=1e-5),
     "AMSGrad": lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.5, 0.8), amsgrad=True),
+    "AdaBelief": lambda p: AdaBelief(p, lr=0.01),  # it counts its steps in plain numbers
     "two groups": lambda p: torch.optim.SGD([{"params": p[:1], "lr": 0.3}, {"params": p[1:]}], lr=0.1, momentum=0.5),
 }
 
