@@ -12,6 +12,7 @@ from ..detection.drawing import comparison_sheet, draw_detections
 from ..detection.drawn import draw_dataset
 from ..detection.evaluation import evaluate_model
 from ..detection.hub import from_pretrained
+from ..detection.loop import Interrupted
 from ..detection.prediction import detect, draw_found, open_image
 from ..detection.trainer import TrainConfig, Trainer
 from ..files import write_text
@@ -50,7 +51,15 @@ def run_demo(folder: Path, seed: int = 0) -> None:
 
     Raises:
         NatsError: a folder that holds something else.
+        Interrupted: by Ctrl-C; the same call goes on where it stopped.
     """
+    try:
+        _run_stages(folder, seed)
+    except Interrupted as stop:
+        raise Interrupted("the demo stopped behind a checkpoint; the same command goes on from there") from stop
+
+
+def _run_stages(folder: Path, seed: int) -> None:
     data = draw_dataset(folder / "data", **IMAGES, size=SIZE, seed=seed)
     common: dict[str, Any] = {**DETECTOR, "data": str(data), "seed": seed}
     _say("1/4 pretraining a plain ResNet-18 detector on the drawn images, from random weights")
