@@ -1,8 +1,14 @@
 """What several test files share: random batch norms, random runs, and the oracle of a regrouped convolution."""
 
 import math
+import os
 import random
 
+# Before torch is imported, for the processes that tests start too: two workers with two threads each get in each
+# other's way on two cores, and a resumed run equals an uninterrupted one to the bit only with the same, single, thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# ruff: noqa: E402
 import pytest
 import torch
 import torch.nn.functional as F

@@ -211,6 +211,23 @@ def test_in_a_bilevel_step_one_half_moves_the_weights_and_the_other_alpha(search
     assert not torch.equal(other_weights, moved)
 
 
+def test_alpha_takes_the_gradient_of_its_own_half_alone(searcher, data):
+    one, two, _ = batches(data)
+    searched = searcher(lr_per_image=0.0, final_lr_per_image=0.0, alpha_weight_decay=0.0)
+    torch.manual_seed(0)
+    searched.train_step(one, two)
+
+    by_hand = searcher()
+    detector = by_hand.plain_detector.train()
+    torch.manual_seed(0)
+    for batch in (one, two):
+        detector.zero_grad()
+        sum(detector(*batch).values()).backward()
+    for name, mixture in searched.mixtures.items():
+        mean_gradient = searched.alpha_optimizer.state[mixture.alpha]["exp_avg"]  # a tenth of the first gradient
+        torch.testing.assert_close(mean_gradient, 0.1 * by_hand.mixtures[name].alpha.grad, rtol=1e-4, atol=1e-9)
+
+
 def test_a_single_level_step_moves_both_by_the_same_loss(searcher, data):
     record, alpha, weights, alpha_before, weights_before = after_a_step(searcher(level="single"), batches(data)[0])
     assert set(record) == {"loss", "lr", "entropy", "share_changed"}
