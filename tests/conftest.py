@@ -8,7 +8,6 @@ import random
 # other's way on two cores, and a resumed run equals an uninterrupted one to the bit only with the same, single, thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# ruff: noqa: E402
 import pytest
 import torch
 import torch.nn.functional as F
