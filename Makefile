@@ -9,7 +9,7 @@ OUTPUT ?= demo
 .PHONY: help demo test lint format clean
 
 help:
-	@echo "make demo    search and train on a drawn data set, about ten minutes on two CPU cores (OUTPUT=$(OUTPUT))"
+	@echo "make demo    search and train on a drawn data set, about a quarter of an hour on two CPU cores (OUTPUT=$(OUTPUT))"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and formatting"
 	@echo "make format  format the code"
