@@ -350,7 +350,7 @@ def round_trip(saved, image, tmp_path_factory) -> SimpleNamespace:
             env=server.client_environment(path / "home", token=None),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
     assert result.returncode == 0, result.stderr

@@ -386,7 +386,7 @@ def launched(inputs, tmp_path_factory) -> SimpleNamespace:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
     launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     command = [*launcher, f"--main_process_port={free_port()}", script, options_of(config), root / "found"]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr
     found = [json.loads((root / f"found.{rank}").read_text()) for rank in (0, 1)]
     return SimpleNamespace(output=root / "run", found=found, config=config)
