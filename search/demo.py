@@ -25,7 +25,7 @@ SIZE = 160  # pixels
 EASY_DISTANCE = 2  # pixels from an object to its mark, in the pretraining data
 DISTANCE = 24
 SHOWN_IMAGES = 4
-THRESHOLD = 0.4
+THRESHOLD = 0.35
 
 # A small detector, the same in every run.
 DETECTOR = {
