@@ -278,6 +278,25 @@ def test_weights_move_in_every_candidate(bilevel, weights):
         assert not torch.equal(kernels[0], kernels[1])
 
 
+def test_candidates_have_statistics_of_their_own(bilevel):
+    model = final_tensors(bilevel)["model.safetensors"]
+    for name in CONVS:
+        for statistic in ("mean", "var"):
+            rows = model[f"backbone.body.{name}.{statistic}"]
+            assert not any(torch.equal(rows[0], row) for row in rows[1:])
+
+
+def test_statistics_follow_the_kernels_at_the_beginning_of_an_epoch(searcher):
+    searched = searcher()
+    first = searched.mixtures[CONVS[0]]
+    searched.begin_epoch()
+    mean, var = first.mean.clone(), first.var.clone()
+    first.branches[1].weight.data *= 2
+    searched.begin_epoch()
+    torch.testing.assert_close(first.mean, mean * torch.tensor([[1.0], [2.0]]))
+    torch.testing.assert_close(first.var, var * torch.tensor([[1.0], [4.0]]))
+
+
 def test_the_genotype_is_the_argmax_of_the_last_alpha(bilevel):
     found = genotype(bilevel)
     assert found.architecture == "test_resnet"
