@@ -64,6 +64,8 @@ class TrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(1, epochs=self.epochs, eval_every=self.eval_every)
+        check_at_least(0, lr_per_image=self.lr_per_image, warmup_steps=self.warmup_steps)
+        check_at_least(0, momentum=self.momentum, weight_decay=self.weight_decay)
 
 
 class Trainer(ResumableLoop):
