@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..batch_norm import evaluation_mode
 from ..files import read_json, write_text
 from .datasets import CocoDataset, DataError, collate, is_finite_number, read_annotations
 
@@ -111,7 +112,7 @@ def predict(
     loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate, generator=torch.Generator())
     found: dict[int, list[dict]] = {}
     # no_grad, as what a detector caches in inference mode (anchors) could not take part in training afterwards
-    with _evaluation_mode(detector), torch.no_grad():
+    with evaluation_mode(detector), torch.no_grad():
         bar = not (progress and accelerator.is_main_process)
         for images, targets in tqdm(accelerator.prepare(loader), desc="predict", disable=bar, leave=False):
             batch = [
@@ -121,18 +122,6 @@ def predict(
             # By image id, because the last batches are filled up with images of the first
             found.update(accelerator.gather_for_metrics(batch, use_gather_object=True))
     return [result for image_id in dataset.image_ids for result in found[image_id]]
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Restores each module's own mode: frozen batch norms stay in evaluation while the rest trains."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _results(output: dict, image_id: int, category_ids: tuple[int, ...]) -> list[dict]:

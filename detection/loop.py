@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
@@ -116,6 +116,13 @@ class ResumableLoop(ABC):
         self.epochs, self.seed, self.checkpoint_every, self.title = epochs, seed, checkpoint_every, title
         self.step = 0
         self._saved_step = -1
+
+    detector: nn.Module  # as accelerate wrapped it; subclasses set it
+
+    @property
+    def plain_detector(self) -> nn.Module:
+        """The detector without accelerate's wrappers."""
+        return self.accelerator.unwrap_model(self.detector)
 
     @property
     def steps_per_epoch(self) -> int:

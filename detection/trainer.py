@@ -99,19 +99,11 @@ class Trainer(ResumableLoop):
         self.best_ap = -1.0
         self.metrics: Metrics | None = None
 
-    @property
-    def plain_detector(self) -> nn.Module:
-        """The detector without accelerate's wrappers."""
-        return self.accelerator.unwrap_model(self.detector)
-
     def run(self) -> Metrics | None:
         """Train to the end and write the model folder; returns the last evaluation's metrics."""
         super().run()
         self._finish()
         return self.metrics
-
-    def begin_epoch(self) -> None:
-        self.detector.train()
 
     def train_step(self, batch: tuple) -> dict[str, float]:
         images, targets = batch

@@ -1,6 +1,6 @@
 """Batch normalisation after a change of dilation: remeasure the statistics."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -40,6 +40,18 @@ def recalibrate_bn(model: nn.Module, loader: Iterable) -> nn.Module:
     if not batches:
         raise NatsError("recalibrate_bn: the loader gave no batch")
     return model
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module gets its own mode back: frozen ones stay so while the rest trains."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager

@@ -131,11 +131,6 @@ class Searcher(ResumableLoop):
         )
 
     @property
-    def plain_detector(self) -> nn.Module:
-        """The detector without accelerate's wrappers."""
-        return self.accelerator.unwrap_model(self.detector)
-
-    @property
     def body(self) -> nn.Module:
         """The supernet."""
         return self.plain_detector.backbone.body

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from ..batch_norm import evaluation_mode
 from ..genotype import Dilation
 from ..regrouped_conv import RegroupedConv2d
 from .space import SearchError, count_groups
@@ -173,7 +173,7 @@ def following_norms(body: nn.Module, names: list[str], probe_size: int = 64) -> 
     handles += [m.register_forward_pre_hook(look) for m in modules.values() if hasattr(m, "running_mean")]
     parameter = next(body.parameters())
     try:
-        with torch.no_grad(), _evaluating(body):
+        with torch.no_grad(), evaluation_mode(body):
             body(parameter.new_zeros(1, 3, probe_size, probe_size))
     finally:
         for handle in handles:
@@ -197,7 +197,7 @@ def calibrate(body: nn.Module, mixtures: Iterable[MixtureConv2d], batches: Itera
     for mixture in mixtures:
         mixture.moments = [Moments() for _ in mixture.candidates]
     try:
-        with _evaluating(body):
+        with evaluation_mode(body):
             for images in batches:
                 body(images)
     finally:
@@ -227,14 +227,3 @@ def share_changed(mixtures: Iterable[MixtureConv2d]) -> float:
 def alpha_dict(mixtures: Mapping[str, MixtureConv2d]) -> dict[str, list[list[float]]]:
     """alpha of every searched convolution as nested lists, for the log."""
     return {name: mixture.alpha.detach().float().cpu().tolist() for name, mixture in mixtures.items()}
-
-
-@contextmanager
-def _evaluating(module: nn.Module):
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes.items():
-            m.training = training
