@@ -203,6 +203,14 @@ def _split(tensor: Tensor, sizes: list[int], dim: int, most: int = MAX_SPLIT) ->
     return parts
 
 
+def can_regroup(module: nn.Module) -> bool:
+    """Whether a module is a convolution that `RegroupedConv2d.from_conv` takes, with taps that a dilation moves."""
+    if not (type(module) in (nn.Conv2d, Conv2dSame) or isinstance(module, RegroupedConv2d)):
+        return False
+    is_odd = all(k % 2 == 1 for k in module.kernel_size)
+    return module.padding_mode == "zeros" and is_odd and max(module.kernel_size) > 1
+
+
 def _regrouped_class(conv: nn.Conv2d, name: str) -> type[RegroupedConv2d]:
     if isinstance(conv, RegroupedConv2d):
         return type(conv)
