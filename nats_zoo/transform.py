@@ -5,21 +5,23 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from .deploy import adopt_blocks, has_deployment_form, release_blocks
 from .errors import GenotypeError
 from .genotype import Genotype, resolve_genotype
 from .regrouped_conv import RegroupedConv2d
 
 VARIANT_PREFIX = "nats_"
 
-# What timm.utils.reparameterize_model calls on blocks; such a hook rebuilds a plain Conv2d out of its convolutions
-# and would silently drop the dilations.
+# What timm.utils.reparameterize_model calls on blocks. timm's own hooks rebuild a plain Conv2d out of the block's
+# convolutions and would silently drop the dilations; nats_zoo/deploy.py has those that do not.
 _REPARAMETERIZE_HOOKS = ("reparameterize", "fuse", "switch_to_deploy")
 
 
 def transform(model: nn.Module, genotype: Genotype | Mapping | str | os.PathLike) -> nn.Module:
     """Regroup the convolutions that a genotype names, in place; all of them or, on an error, none.
 
-    Weights stay where they are: the state dict's keys and shapes do not change.
+    Weights stay where they are: the state dict's keys and shapes do not change. timm's ResNet and RepVGG blocks become
+    subclasses of themselves with a deployment form, for `timm.utils.reparameterize_model`. `to_plain` undoes it all.
 
     Args:
         model: a timm network (before `features_only` wrapping, which renames convolutions in some), or any module
@@ -42,6 +44,26 @@ def transform(model: nn.Module, genotype: Genotype | Mapping | str | os.PathLike
     regrouped = {name: _regroup(modules, name, genotype) for name in genotype.convs}
     for name, conv in regrouped.items():
         model.set_submodule(name, conv)
+    adopt_blocks(model)
+    return model
+
+
+def to_plain(model: nn.Module) -> nn.Module:
+    """Undo `transform`, in place: the plain network with the same weights. Gains, which are no weights, are dropped.
+
+    Returns:
+        The same model.
+
+    Raises:
+        GenotypeError: a model in deployment form, whose channels have moved.
+    """
+    regrouped = {name: module for name, module in model.named_modules() if isinstance(module, RegroupedConv2d)}
+    for name, conv in {name: conv.to_plain() for name, conv in regrouped.items()}.items():
+        model.set_submodule(name, conv)
+    release_blocks(model)
+    genotype = getattr(model, "genotype", None)
+    if isinstance(genotype, Genotype):  # of a variant: what it would save
+        model.genotype = Genotype(genotype.architecture, {})
     return model
 
 
@@ -86,7 +108,7 @@ def _refuse_foreign_hooks(modules: dict[str, nn.Module], name: str, where: str) 
     while "." in owner:
         owner = owner.rpartition(".")[0]
         hooks = [hook for hook in _REPARAMETERIZE_HOOKS if callable(getattr(modules[owner], hook, None))]
-        if hooks:
+        if hooks and not has_deployment_form(modules[owner]):
             raise GenotypeError(
                 f"{where} lies in the {type(modules[owner]).__name__} {owner!r}, whose {hooks[0]}() rebuilds a plain"
                 " convolution; such blocks can not be regrouped"
