@@ -3,7 +3,8 @@
 `timm.utils.reparameterize_model(model)` asks each child module for its own deployment form. The blocks here answer
 for timm's: batch norms are folded into the convolutions before them, and the channels inside a block are permuted so
 that each dilation's are contiguous, which leaves nothing to put back in order. Where a permutation would reach the
-block's output, which other blocks add to, `RegroupedConv2d` keeps the channels' order by itself.
+block's output, which other blocks add to, the convolution puts its channels back in order by itself. Then every
+regrouped convolution becomes a `DeployedConv2d`.
 
 They are timm's blocks in everything else: `adopt_blocks` changes nothing but a block's class.
 """
@@ -18,6 +19,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d  # what timm.layers.freeze_batch_norm_2d puts in
 
+from .deployed_conv import sort_key
 from .genotype import runs_from_channels
 from .regrouped_conv import RegroupedConv2d
 
@@ -27,8 +29,13 @@ _FOLDABLE = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 class NatsBasicBlock(BasicBlock):
     """timm's BasicBlock with a deployment form. conv2's channels keep their order: they are the block's output."""
 
+    is_deployed = False
+
     def reparameterize(self) -> None:
         """Fold the batch norms; sort conv1's channels by dilation."""
+        if self.is_deployed:
+            return
+        self.is_deployed = True
         order = None
         if _is_foldable(self.bn1) and _keeps_channels_apart(self.drop_block, self.act1, self.aa):
             order = _dilation_order(self.conv1)
@@ -41,8 +48,13 @@ class NatsBasicBlock(BasicBlock):
 class NatsBottleneck(Bottleneck):
     """timm's Bottleneck with a deployment form. In a grouped conv2 whole cardinality groups move, inputs and all."""
 
+    is_deployed = False
+
     def reparameterize(self) -> None:
         """Fold the batch norms; sort conv2's channels by dilation."""
+        if self.is_deployed:
+            return
+        self.is_deployed = True
         order = None
         can_fold = _is_foldable(self.bn2) and (self.conv2.groups == 1 or _is_foldable(self.bn1))
         if can_fold and _keeps_channels_apart(self.act1, self.drop_block, self.act2, self.aa):
@@ -91,6 +103,11 @@ def release_blocks(model: nn.Module) -> None:
     _change_classes(model, _RELEASED)
 
 
+def is_deployed(model: nn.Module) -> bool:
+    """Whether any part of a network is in deployment form, so that its weights are no plain network's any more."""
+    return any(getattr(module, "is_deployed", False) for module in model.modules())
+
+
 def has_deployment_form(block: nn.Module) -> bool:
     """Whether `adopt_blocks` knows this block, or did already."""
     return type(block) in _ADOPTED or type(block) in _RELEASED
@@ -106,12 +123,11 @@ def _change_classes(model: nn.Module, classes: dict[type[nn.Module], type[nn.Mod
 
 
 def _dilation_order(conv: nn.Module) -> list[int] | None:
-    """Output channels sorted by dilation, in order of the dilations' appearance; None if they are already."""
+    """Output channels as `DeployedConv2d` computes them, dilation by dilation; None if they lie so already."""
     if not isinstance(conv, RegroupedConv2d):
         return None
     dilations = _channel_dilations(conv)
-    ranks = {dilation: rank for rank, dilation in enumerate(dict.fromkeys(dilations))}
-    order = sorted(range(len(dilations)), key=lambda c: ranks[dilations[c]])  # stable: groups stay whole
+    order = sorted(range(len(dilations)), key=lambda c: sort_key(dilations[c]))  # stable: groups stay whole
     return None if order == list(range(len(order))) else order
 
 

@@ -50,10 +50,11 @@ class RegroupedConv2d(nn.Conv2d):
         GenotypeError: runs or gains that do not fit the convolution, or a padding that can not grow symmetrically.
     """
 
+    is_deployed = False  # whether its weight is still the plain convolution's
+
     # What TorchScript can not tell from the values alone.
     _branches: list[_Branch]
     _in_sizes: list[int]
-    _branch_sizes: list[int]
 
     def __init__(
         self,
@@ -83,9 +84,7 @@ class RegroupedConv2d(nn.Conv2d):
         self._branches = _plan_branches(self, pieces, name)
         self._sizes = [piece.channels for piece in pieces]
         self._in_sizes = [n * self.in_channels // self.out_channels for n in self._sizes] if groups > 1 else []
-        self._branch_sizes = [sum(branch.channels) for branch in self._branches]
-        self._order = _inverse([piece for branch in self._branches for piece in branch.pieces])
-        self.is_sorted = False
+        self._order = argsort([piece for branch in self._branches for piece in branch.pieces])
         self.register_buffer("_gain", None, persistent=False)
         self._fill_buffers(device, dtype)
 
@@ -104,8 +103,7 @@ class RegroupedConv2d(nn.Conv2d):
             runs, gains, name: as for the class.
 
         Raises:
-            GenotypeError: another kind of convolution, one in deployment form, a padding mode other than zeros, or runs
-                that do not fit.
+            GenotypeError: another kind of convolution, a padding mode other than zeros, or runs that do not fit.
         """
         target = _regrouped_class(conv, name)
         # Built on meta and given the very parameters: no second copy of the weight, not even for a moment.
@@ -128,12 +126,7 @@ class RegroupedConv2d(nn.Conv2d):
         return regrouped.train(conv.training)
 
     def to_plain(self) -> nn.Conv2d:
-        """The plain convolution that this one was made from: the same weight and bias, dilations and gains dropped.
-
-        Raises:
-            GenotypeError: the deployment form, whose channels have moved.
-        """
-        _refuse_sorted(self, "convolution")
+        """The plain convolution that this one was made from: the same weight and bias, dilations and gains dropped."""
         target = Conv2dSame if isinstance(self, RegroupedConv2dSame) else nn.Conv2d
         shape = (self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding)
         plain = target(*shape, self.dilation, self.groups, self.bias is not None, device="meta")
@@ -143,34 +136,24 @@ class RegroupedConv2d(nn.Conv2d):
     @torch.no_grad()
     def plain_kernel(self) -> tuple[Tensor, Tensor | None]:
         """Weight (out_channels, in_channels / groups, kh, kw) with gains, and bias, both in output-channel order."""
-        weight = self.weight if self._gain is None else self.weight * self._gain
-        if not self.is_sorted or len(self._branches) == 1:
-            return weight, self.bias
-        places = _inverse(self._sorted_channels())
-        return weight[places], None if self.bias is None else self.bias[places]
+        return self.weight if self._gain is None else self.weight * self._gain, self.bias
 
-    @torch.no_grad()
-    def reparameterize(self) -> None:
-        """Deployment form, called by `timm.utils.reparameterize_model`: gains folded, kernels stored by dilation.
+    def fuse(self) -> nn.Module:
+        """Deployment form, for `timm.utils.reparameterize_model`, which puts what is returned in this one's place.
 
-        The output stays as it is, in channel order; what is saved is gathering the kernels on every call. The state
-        dict's shapes stay too, but its rows have moved: it is no plain network's any more. Idempotent.
+        Gains are folded, and kernels are stored as they are used instead of being gathered on every call. Kernels
+        that are few, in a grouped convolution, or padded by the input's size stay in a RegroupedConv2d.
         """
-        if self.is_sorted:
-            return
-        weight, bias = self.plain_kernel()
-        channels = self._sorted_channels()
-        self.weight = nn.Parameter(weight[channels], requires_grad=self.weight.requires_grad)
-        if bias is not None:
-            self.bias = nn.Parameter(bias[channels], requires_grad=bias.requires_grad)
-        self.gains, self._gain = None, None
-        self.is_sorted = True
+        from .deployed_conv import DeployedConv2d  # which builds on this module
 
-    def _sorted_channels(self) -> list[int]:
-        """Output channels, dilation after dilation."""
-        starts = [sum(self._sizes[:piece]) for piece in range(len(self._sizes))]
-        pieces = [piece for branch in self._branches for piece in branch.pieces]
-        return [starts[piece] + c for piece in pieces for c in range(self._sizes[piece])]
+        weight, bias = self.plain_kernel()
+        self.is_deployed = True
+        if self.groups == 1 and type(self) is RegroupedConv2d and self.padding_mode == "zeros":
+            return DeployedConv2d(weight, bias, self.runs, self.stride, self.padding, self.dilation)
+        if self.gains is not None:
+            self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+            self.gains, self._gain = None, None
+        return self
 
     def init_non_persistent_buffers(self) -> None:
         """Fill the buffers that no state dict carries; timm calls it after a module left the meta device."""
@@ -193,19 +176,14 @@ class RegroupedConv2d(nn.Conv2d):
         """Run another kernel and bias of the same shapes at this module's dilations; gains are not applied."""
         if len(self._branches) == 1:
             return self._convolve(x, weight, bias, self._branches[0])
-        weights = self._per_branch(weight)
-        biases = None if bias is None else self._per_branch(bias)
+        weights = _gather(weight, self._sizes, self._branches, 0)
+        biases = None if bias is None else _gather(bias, self._sizes, self._branches, 0)
         inputs = [x] * len(weights) if self.groups == 1 else _gather(x, self._in_sizes, self._branches, 1)
         pieces: list[Tensor] = []
         for i, branch in enumerate(self._branches):
             output = self._convolve(inputs[i], weights[i], None if biases is None else biases[i], branch)
-            pieces.extend(_split(output, branch.channels, 1))
+            pieces.extend(split_channels(output, branch.channels, 1))
         return torch.cat([pieces[i] for i in self._order], 1)
-
-    def _per_branch(self, kernel: Tensor) -> list[Tensor]:
-        if self.is_sorted:
-            return _split(kernel, self._branch_sizes, 0)
-        return _gather(kernel, self._sizes, self._branches, 0)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, branch: _Branch) -> Tensor:
         return F.conv2d(x, weight, bias, self.stride, branch.padding, branch.dilation, branch.groups)
@@ -232,7 +210,7 @@ class RegroupedConv2dSame(RegroupedConv2d):
 
 def _gather(tensor: Tensor, sizes: list[int], branches: list[_Branch], dim: int) -> list[Tensor]:
     """Each branch's pieces of a tensor that is cut into `sizes` along `dim`, concatenated."""
-    parts = _split(tensor, sizes, dim)
+    parts = split_channels(tensor, sizes, dim)
     gathered: list[Tensor] = []
     for branch in branches:
         own = [parts[i] for i in branch.pieces]
@@ -240,7 +218,8 @@ def _gather(tensor: Tensor, sizes: list[int], branches: list[_Branch], dim: int)
     return gathered
 
 
-def _split(tensor: Tensor, sizes: list[int], dim: int, most: int = MAX_SPLIT) -> list[Tensor]:
+def split_channels(tensor: Tensor, sizes: list[int], dim: int = 1, most: int = MAX_SPLIT) -> list[Tensor]:
+    """Views of a tensor, cut into `sizes` along `dim`."""
     # Splits and no slices: a split's backward is one concatenation, that of n slices is n zero-filled tensors. Its
     # result is indexed and not iterated over, which fx could not trace. Concatenating, unlike an index_select,
     # keeps the images channels_last.
@@ -267,7 +246,6 @@ def can_regroup(module: nn.Module) -> bool:
 
 def _regrouped_class(conv: nn.Conv2d, name: str) -> type[RegroupedConv2d]:
     if isinstance(conv, RegroupedConv2d):
-        _refuse_sorted(conv, name)
         return type(conv)
     if type(conv) is Conv2dSame:
         return RegroupedConv2dSame
@@ -275,11 +253,6 @@ def _regrouped_class(conv: nn.Conv2d, name: str) -> type[RegroupedConv2d]:
         return RegroupedConv2d
     # A subclass may standardise its weight or pad in its own way, which a regrouped copy would silently drop.
     raise GenotypeError(f"{name}: {type(conv).__name__} can not be regrouped, only Conv2d and timm's Conv2dSame can")
-
-
-def _refuse_sorted(conv: RegroupedConv2d, name: str) -> None:
-    if conv.is_sorted:
-        raise GenotypeError(f"{name}: is in deployment form already, expected the form that trains")
 
 
 def _explicit_padding(conv: nn.Conv2d, name: str) -> tuple[int, int]:
@@ -349,6 +322,6 @@ def _plan_branch(conv: nn.Conv2d, dilation: Dilation, pieces: list[Run], name: s
     )
 
 
-def _inverse(permutation: Sequence[int]) -> list[int]:
-    """Where each of 0..n-1 stands in a permutation of them."""
-    return sorted(range(len(permutation)), key=permutation.__getitem__)
+def argsort(values: Sequence[int]) -> list[int]:
+    """Indices that sort the values; of a permutation of 0..n-1, where each of them stands."""
+    return sorted(range(len(values)), key=values.__getitem__)

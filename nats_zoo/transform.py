@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from .deploy import adopt_blocks, has_deployment_form, release_blocks
+from .deploy import adopt_blocks, has_deployment_form, is_deployed, release_blocks
 from .errors import GenotypeError
 from .genotype import Genotype, resolve_genotype
 from .regrouped_conv import RegroupedConv2d
@@ -39,6 +39,8 @@ def transform(model: nn.Module, genotype: Genotype | Mapping | str | os.PathLike
     found = architecture_of(model)
     if found is not None:
         check_architecture(genotype, found)
+    if is_deployed(model):
+        raise GenotypeError(f"{genotype.source}: the model is in deployment form already, expected a plain network")
     modules = dict(model.named_modules())
     _refuse_regrouped(modules, genotype)
     regrouped = {name: _regroup(modules, name, genotype) for name in genotype.convs}
@@ -57,6 +59,8 @@ def to_plain(model: nn.Module) -> nn.Module:
     Raises:
         GenotypeError: a model in deployment form, whose channels have moved.
     """
+    if is_deployed(model):
+        raise GenotypeError(f"{type(model).__name__}: is in deployment form, expected the form that trains")
     regrouped = {name: module for name, module in model.named_modules() if isinstance(module, RegroupedConv2d)}
     for name, conv in {name: conv.to_plain() for name, conv in regrouped.items()}.items():
         model.set_submodule(name, conv)
