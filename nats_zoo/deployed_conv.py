@@ -1,15 +1,19 @@
 """The deployment form of a regrouped convolution: few wide convolutions instead of many narrow ones.
 
 A convolution that gives a handful of channels leaves most of a processor's vector lanes idle: 16 dilations of four
-channels each take four times as long as the plain 64 channels. Dilations (dh, dw) that share dw are therefore computed
-together, by one convolution a single row high, as wide as the kernel, with dilation dw. It gives each row of the kernel
-as channels of its own; adding these up, each shifted by its multiple of dh rows, is what the dilation dh means:
+channels each take four times as long as the plain 64 channels. Narrow dilations (dh, dw) that share dw are therefore
+computed together, by one convolution a single row high, as wide as the kernel, with dilation dw. It gives each row of
+the kernel as channels of its own; adding these up, each shifted by its multiple of dh rows, is what dh means:
 
     y[c, i, j] = sum_r z[r, c, i + (r - kh // 2) * dh, j],    z[r] = conv2d(x, w[:, :, r], dilation dw)
 
-Same multiply-adds, kh times the output to write, and as many convolutions as there are different dw.
+At stride s, output row i reads input row s * i + (r - kh // 2) * dh: a row of one of the s images that every s-th input
+row makes, at a fixed distance. So each of these images has a convolution, of the kernel rows that read it. The
+multiply-adds are the plain convolution's, the output to write is kh times as large, and there are s convolutions for
+each dw.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,6 +24,11 @@ from torch import Tensor, nn
 
 from .genotype import Dilation, Run
 from .regrouped_conv import argsort, split_channels
+
+# How many channels oneDNN computes at a time: the float32 lanes of AVX-512.
+VECTOR = 16
+# How much wider than the channels their vectors must be, for sharing columns to repay its additions.
+WASTE = 1.5
 
 
 class _Part(NamedTuple):
@@ -49,9 +58,9 @@ class _Geometry(NamedTuple):
         """A run's dilation multiplies the convolution's own."""
         return dilation[0] * self.dilation[0], dilation[1] * self.dilation[1]
 
-    def keeps_rows(self) -> bool:
-        """Whether the output has the input's rows, so that shifting output rows is shifting input rows."""
-        return self.stride[0] == 1 and 2 * self.padding[0] == (self.kernel_size[0] - 1) * self.dilation[0]
+    def centres_rows(self) -> bool:
+        """Whether the kernel's central row reads, for output row i, input row stride * i, and reads them all."""
+        return 2 * self.padding[0] == (self.kernel_size[0] - 1) * self.dilation[0]
 
 
 class DeployedConv2d(nn.Module):
@@ -99,21 +108,33 @@ class DeployedConv2d(nn.Module):
         return f"runs={[tuple(run) for run in self.runs]}"
 
 
+class _Addition(NamedTuple):
+    """Channels `start` to `stop` of the output get those of an image's convolution from `source` on, so many rows
+    further down."""
+
+    image: int
+    source: int
+    start: int
+    stop: int
+    rows: int
+
+
 class RowsConv2d(nn.Module):
-    """Several dilations (dh, dw) with the same dw, as one convolution of a single row and shifted sums of its channels.
+    """Several dilations (dh, dw) with the same dw, by convolutions of a single row and shifted sums of their channels.
 
     Args:
         weight: (channels, in_channels, kh, kw), the dilations' channels one after the other.
         bias: (channels,) or None.
         sizes: channels of each dilation.
         dilations_h: dh of each dilation, times the convolution's own.
-        stride_w, padding_w, dilation_w: along the width.
+        stride: by axis.
+        padding_w, dilation_w: along the width.
 
     Shape:
-        input (N, in_channels, H, W), output (N, channels, H, W').
+        input (N, in_channels, H, W), output (N, channels, ceil(H / stride), W').
     """
 
-    _parts: list[tuple[int, int, int]]
+    _additions: list[_Addition]
 
     def __init__(
         self,
@@ -121,58 +142,80 @@ class RowsConv2d(nn.Module):
         bias: Tensor | None,
         sizes: Sequence[int],
         dilations_h: Sequence[int],
-        stride_w: int,
+        stride: tuple[int, int],
         padding_w: int,
         dilation_w: int,
     ):
         super().__init__()
-        channels, in_channels, self.rows, width = weight.shape
-        self.channels = channels
-        stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-        self._parts = [(stop - size, stop, d) for stop, size, d in zip(stops, sizes, dilations_h, strict=True)]
-        rows = weight.permute(2, 0, 1, 3).reshape(self.rows * channels, in_channels, 1, width)
-        if bias is not None:  # it belongs to the sum: once, on the row that is not shifted
-            bias = F.pad(bias, (self.rows // 2 * channels,) * 2)
-        self.conv = _conv(rows, bias, (1, stride_w), (0, padding_w), (1, dilation_w))
+        self.channels = weight.shape[0]
+        # The central row needs no shift: all channels of it, at the head of the first image's convolution.
+        centre = weight.shape[2] // 2
+        kernels: dict[int, list[Tensor]] = {0: [weight[:, :, centre]]}  # by the first row of an image
+        self._additions = []
+        for start, stop, row, shift in _kernel_rows(sizes, dilations_h, centre):
+            rows, phase = divmod(shift, stride[0])
+            own = kernels.setdefault(phase, [])
+            image = list(kernels).index(phase)
+            self._additions.append(_Addition(image, sum(map(len, own)), start, stop, rows))
+            own.append(weight[start:stop, :, row])
+        self._phases = list(kernels)
+        self.convs = nn.ModuleList()
+        for phase, own in kernels.items():
+            kernel = torch.cat(own).unsqueeze(2)
+            own_bias = None if bias is None or phase else F.pad(bias, (0, len(kernel) - len(bias)))
+            self.convs.append(_conv(kernel, own_bias, stride, (0, padding_w), (1, dilation_w)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _add_shifted_rows(self.conv(x), self.rows, self.channels, self._parts)
+        images: list[Tensor] = []
+        for i, conv in enumerate(self.convs):
+            phase = self._phases[i]
+            # rows `phase`, `phase + stride`, ...; padded, so that every image has equally many
+            images.append(conv(F.pad(x, (0, 0, -phase, phase)) if phase else x))
+        return _add_shifted_rows(images, self.channels, self._additions)
 
 
-def _add_shifted_rows(z: Tensor, rows: int, channels: int, parts: list[tuple[int, int, int]]) -> Tensor:
-    """Sum over the kernel's rows: (N, rows * channels, H, W) -> (N, channels, H, W); `z` is overwritten.
+def _kernel_rows(sizes: Sequence[int], dilations_h: Sequence[int], centre: int) -> Iterator[tuple[int, int, int, int]]:
+    """First and last (exclusive) channel, row of the kernel, and its distance from the centre, in input rows."""
+    start = 0
+    for size, dilation in zip(sizes, dilations_h, strict=True):
+        for row in range(2 * centre + 1):
+            if row != centre:
+                yield start, start + size, row, (row - centre) * dilation
+        start += size
 
-    Args:
-        parts: first and last (exclusive) channel of each dilation, and its dh.
+
+def _add_shifted_rows(images: list[Tensor], channels: int, additions: list[_Addition]) -> Tensor:
+    """Sum over the kernel's rows; the first of the images, (N, at least channels, H, W), is overwritten.
+
+    Returns:
+        (N, channels, H, W)
     """
-    centre = rows // 2
     if not torch.jit.is_scripting():  # noqa: SIM102 (what follows is nothing that TorchScript could compile)
-        if torch.compiler.is_compiling():  # without writing in place, which compilers have to undo
-            return torch.cat([_sum_of_rows(z, rows, channels, part) for part in parts], 1)
-    y = z[:, centre * channels : (centre + 1) * channels]
-    for start, stop, dilation in parts:
-        for row in range(1, centre + 1):
-            shift = row * dilation
-            above, below = (centre - row) * channels, (centre + row) * channels
-            y[:, start:stop, shift:].add_(z[:, above + start : above + stop, :-shift])
-            y[:, start:stop, :-shift].add_(z[:, below + start : below + stop, shift:])
+        if torch.compiler.is_compiling():
+            return _sum_of_shifted_rows(images, channels, additions)
+    y = images[0][:, :channels]
+    for addition in additions:
+        z = images[addition.image][:, addition.source : addition.source + addition.stop - addition.start]
+        target = y[:, addition.start : addition.stop, max(-addition.rows, 0) :]
+        z = z[:, :, max(addition.rows, 0) :][:, :, : target.shape[2]]
+        target[:, :, : z.shape[2]].add_(z)
     return y
 
 
 torch.fx.wrap("_add_shifted_rows")  # fx would drop the additions in place as dead code
 
 
-def _sum_of_rows(z: Tensor, rows: int, channels: int, part: tuple[int, int, int]) -> Tensor:
-    """`_add_shifted_rows` for one dilation, without writing in place."""
-    start, stop, dilation = part
-    centre = rows // 2
-    y = z[:, centre * channels + start : centre * channels + stop]
-    for row in range(1, centre + 1):
-        shift, height = row * dilation, z.shape[2]
-        above, below = (centre - row) * channels, (centre + row) * channels
-        y = y + F.pad(z[:, above + start : above + stop], (0, 0, shift, 0))[:, :, :height]
-        y = y + F.pad(z[:, below + start : below + stop], (0, 0, 0, shift))[:, :, shift:]
-    return y
+def _sum_of_shifted_rows(images: list[Tensor], channels: int, additions: list[_Addition]) -> Tensor:
+    """`_add_shifted_rows` without writing in place, which compilers would have to undo."""
+    centre = images[0][:, :channels]
+    height = centre.shape[2]
+    parts: dict[tuple[int, int], Tensor] = {}
+    for image, source, start, stop, rows in additions:
+        above, below = max(-rows, 0), max(rows, 0)
+        z = F.pad(images[image][:, source : source + stop - start], (0, 0, above, below))
+        total = parts.get((start, stop), centre[:, start:stop])
+        parts[start, stop] = total + z[:, :, below : below + height]
+    return torch.cat(list(parts.values()), 1)
 
 
 def sort_key(dilation: Dilation) -> tuple[int, int]:
@@ -191,12 +234,16 @@ def _parts(runs: Sequence[Run]) -> list[_Part]:
 
 
 def _share_columns(parts: list[_Part], geometry: _Geometry) -> Iterator[list[_Part]]:
-    """Which dilations are computed together: those with the same dw, where that is possible."""
-    if not geometry.keeps_rows():
-        yield from ([part] for part in parts)
-        return
+    """Which dilations are computed together: those with the same dw, where that is possible and repays."""
     for dilation_w in dict.fromkeys(part.dilation[1] for part in parts):
-        yield [part for part in parts if part.dilation[1] == dilation_w]
+        group = [part for part in parts if part.dilation[1] == dilation_w]
+        channels = sum(len(part.channels) for part in group)
+        blocks = sum(math.ceil(len(part.channels) / VECTOR) * VECTOR for part in group)
+        is_worthwhile = geometry.kernel_size[0] > 1 and blocks >= WASTE * channels
+        if is_worthwhile and geometry.centres_rows():
+            yield group
+        else:
+            yield from ([part] for part in group)
 
 
 def _build_step(group: list[_Part], weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> nn.Module:
@@ -208,7 +255,7 @@ def _build_step(group: list[_Part], weight: Tensor, bias: Tensor | None, geometr
         return _conv(weight, bias, geometry.stride, padding, dilation)
     sizes = [len(part.channels) for part in group]
     dilations_h = [geometry.dilation_at(part.dilation)[0] for part in group]
-    return RowsConv2d(weight, bias, sizes, dilations_h, geometry.stride[1], padding[1], dilation[1])
+    return RowsConv2d(weight, bias, sizes, dilations_h, geometry.stride, padding[1], dilation[1])
 
 
 def _conv(weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> nn.Conv2d:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from nats_zoo import RegroupedConv2d
 from nats_zoo.deployed_conv import DeployedConv2d, RowsConv2d
@@ -17,7 +18,7 @@ IC16 = [(2, h, w) for h in range(1, 5) for w in range(1, 5)]
 def test_equals_the_oracle(convolve_per_channel, data):
     """Any kernel, stride, padding, dilation of its own, runs and gains, on maps smaller than the dilations too."""
     kernel = data.draw(st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3])))
-    stride = data.draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    stride = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 2)))
     own = data.draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     same = tuple((k - 1) * d // 2 for k, d in zip(kernel, own, strict=True))
     padding = data.draw(st.sampled_from([same, (0, 0), (1, 2)]))
@@ -48,21 +49,36 @@ def deploy(runs=IC16, **options):
 def test_dilations_of_one_width_are_one_convolution():
     steps = deploy().fuse().steps
     assert [type(step) for step in steps] == [RowsConv2d] * 4
-    assert [step.conv.dilation for step in steps] == [(1, 1), (1, 2), (1, 3), (1, 4)]
-    assert sum(step.conv.weight.numel() for step in steps) == 32 * 8 * 9  # as many multiply-adds as the plain one
+    assert [[conv.dilation for conv in step.convs] for step in steps] == [[(1, 1)], [(1, 2)], [(1, 3)], [(1, 4)]]
 
 
-def test_rows_are_shared_at_stride_1_only():
-    assert [type(step) for step in deploy(stride=2).fuse().steps] == [nn.Conv2d] * 16
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_multiply_adds_are_the_plain_ones(stride):
+    deployed = deploy(stride=stride).fuse()
+    assert sum(conv.weight.numel() for conv in deployed.modules() if isinstance(conv, nn.Conv2d)) == 32 * 8 * 9
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        deployed.to("meta")(torch.empty(1, 8, 12, 12))
+    assert counter.get_total_flops() == 2 * 32 * 8 * 9 * (12 // stride) ** 2
+
+
+def test_wide_dilations_are_not_shared():
+    assert [type(step) for step in deploy([(16, 1, 1), (16, 2, 1)]).fuse().steps] == [nn.Conv2d] * 2
+    assert [type(step) for step in deploy([(8, 1, 1), (8, 2, 1)]).fuse().steps] == [RowsConv2d]
+
+
+def test_a_single_dilation_of_its_width_stays_one_convolution():
+    (step,) = deploy([(4, 1, 1), (4, 1, 1)]).fuse().steps
+    assert type(step) is nn.Conv2d
     assert [type(step) for step in deploy([(4, 1, 1), (4, 2, 2)]).fuse().steps] == [nn.Conv2d] * 2
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("order", ["sorted", "mixed"])
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
-def test_compilers_and_tracers(order):
+def test_compilers_and_tracers(order, stride):
     runs = IC16 if order == "mixed" else sorted(IC16, key=lambda run: (run[2], run[1]))
-    deployed = deploy(runs).fuse()
+    deployed = deploy(runs, stride=stride).fuse()
     x = torch.randn(2, 8, 13, 11)
     y = deployed(x)
     torch.testing.assert_close(torch.jit.script(deployed)(x), y)
