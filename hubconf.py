@@ -47,23 +47,34 @@ def _import_timm():
     return timm
 
 
-def nats_resnet18(pretrained=False, genotype=None, **kwargs):
-    """ResNet-18 with searched dilations.
+def _entry_point(name, title, source=None):
+    """An entry point for one variant; `source` is whose genotype its default is transferred from."""
+    origin = "the published one, which was searched"
+    if source is not None:
+        origin = f"the published one, which is\n            transferred from that of {source}, not searched"
+
+    def entry_point(pretrained=False, genotype=None, **kwargs):
+        return _import_timm().create_model(name, pretrained=pretrained, genotype=genotype, **kwargs)
+
+    entry_point.__name__ = entry_point.__qualname__ = name
+    entry_point.__doc__ = f"""{title} with some output channels at other dilations.
 
     Args:
-        pretrained: load timm's ImageNet weights of the plain ResNet-18.
-        genotype: a genotype's name, file or JSON form; default: the published one.
+        pretrained: load timm's ImageNet weights of the plain {title}.
+        genotype: a genotype's name, file or JSON form; default: {origin}.
         **kwargs: go to `timm.create_model`, such as `features_only`, `out_indices`, `in_chans` or `num_classes`.
     """
-    return _import_timm().create_model("nats_resnet18", pretrained=pretrained, genotype=genotype, **kwargs)
+    return entry_point
 
 
-def nats_resnet50(pretrained=False, genotype=None, **kwargs):
-    """ResNet-50 with searched dilations.
-
-    Args:
-        pretrained: load timm's ImageNet weights of the plain ResNet-50.
-        genotype: a genotype's name, file or JSON form; default: the published one.
-        **kwargs: go to `timm.create_model`, such as `features_only`, `out_indices`, `in_chans` or `num_classes`.
-    """
-    return _import_timm().create_model("nats_resnet50", pretrained=pretrained, genotype=genotype, **kwargs)
+nats_resnet18 = _entry_point("nats_resnet18", "ResNet-18")
+nats_resnet34 = _entry_point("nats_resnet34", "ResNet-34", "ResNet-18")
+nats_resnet50 = _entry_point("nats_resnet50", "ResNet-50")
+nats_resnet101 = _entry_point("nats_resnet101", "ResNet-101", "ResNet-50")
+nats_resnet152 = _entry_point("nats_resnet152", "ResNet-152", "ResNet-50")
+nats_resnext50_32x4d = _entry_point("nats_resnext50_32x4d", "ResNeXt-50 32x4d", "ResNet-50")
+nats_resnext101_32x4d = _entry_point("nats_resnext101_32x4d", "ResNeXt-101 32x4d", "ResNet-50")
+nats_resnext101_32x8d = _entry_point("nats_resnext101_32x8d", "ResNeXt-101 32x8d", "ResNet-50")
+nats_wide_resnet50_2 = _entry_point("nats_wide_resnet50_2", "Wide ResNet-50-2", "ResNet-50")
+nats_resnet50d = _entry_point("nats_resnet50d", "ResNet-50-D", "ResNet-50")
+nats_seresnet50 = _entry_point("nats_seresnet50", "SE-ResNet-50", "ResNet-50")

@@ -22,6 +22,8 @@ from ..hub import (
     card_table,
     check_fingerprint,
     check_shapes,
+    genotype_origin,
+    provenance_tables,
     read_config,
     resolve_folder,
     save_chart,
@@ -134,7 +136,7 @@ def _detector_card(
         ),
         _genotype_section(genotype),
         card_table(f"Metrics on {evaluated_on} (COCO, percent)", _flat(metrics)),
-        card_table("Provenance of the genotype", genotype.provenance if genotype else {}),
+        provenance_tables(genotype) if genotype else "",
         CARD_CITATION,
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
@@ -143,7 +145,8 @@ def _detector_card(
 def _genotype_section(genotype: Genotype | None) -> str:
     if genotype is None:
         return "## Genotype\n\nNone: this is the plain network."
-    return f"## Genotype\n\n![Dilations of each convolution]({CHART_NAME})\n\n```\n{genotype}\n```"
+    chart = f"![Dilations of each convolution]({CHART_NAME})"
+    return f"## Genotype\n\n{genotype_origin(genotype)}\n\n{chart}\n\n```\n{genotype}\n```"
 
 
 def _flat(metrics: Metrics | None) -> dict[str, Any]:

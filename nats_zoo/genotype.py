@@ -28,6 +28,7 @@ FORMAT = 1
 MAX_FILE_BYTES = 16 * 2**20
 MAX_CHANNELS = 2**20  # far beyond any network, as the next is beyond any feature map:
 MAX_DILATION = 1024  # they keep a damaged file from asking for gigabytes
+MAX_DEPTH = 64  # of provenance: JSON is read and written recursively, and from any depth of the program's own stack
 GENOTYPE_DIR = Path(__file__).parent / "genotypes"
 
 Dilation = tuple[int, int]
@@ -160,6 +161,56 @@ class Genotype:
         content = {k: v for k, v in self.to_dict().items() if k != "provenance"}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def transfer(self, architecture: str) -> "Genotype":
+        """This genotype on another architecture: nothing is searched.
+
+        The convolutions of both plain networks that can be regrouped (see `stages.searchable_convs`) correspond by
+        stage, by relative depth and by relative position. Within a stage, block j of the target's m takes block
+        floor((j + 0.5) / m * n) of the source's n, where a block is the module that a convolution lies in; so do the
+        convolutions within a block. Within a convolution, unit u of the target's U takes the dilation of channel
+        floor((u + 0.5) / U * C) of the source's C; a unit is a channel, or a cardinality group where there are any.
+        A stage that the source has not stays plain. Convolutions that come out wholly plain are left out. Gains are
+        dropped, because they were calibrated on the source's weights; so are convolutions that lie in no stage, such as
+        1x1 ones. The provenance names both.
+
+        Args:
+            architecture: timm's name of the target, such as `resnet101`.
+
+        Returns:
+            A genotype whose provenance holds `method: "transfer"`, the source's architecture, name and fingerprint,
+            and its provenance under `source_provenance`; this very genotype, if it is the same architecture.
+
+        Raises:
+            GenotypeError: an architecture that timm does not know or that has no convolution to regroup, or a
+                genotype that does not fit its own.
+        """
+        from .transfer import transfer
+
+        return transfer(self, architecture)
+
+    def merge(self, max_dilations: int) -> "Genotype":
+        """The nearest genotype with at most `max_dilations` different dilations in each convolution.
+
+        A convolution that has more keeps those of its own dilations that move its channels least: the set S of at
+        most `max_dilations` that minimises the sum over channels of min over (h', w') in S of |h - h'| + |w - w'|,
+        found exactly. Among equals, the set that leaves more channels unchanged, then the one that comes first when
+        its dilations are sorted. A channel moves to the nearest dilation in S, to the smaller (height, then width) of
+        equally near ones. Runs keep their channels.
+
+        The gain of a run that moves becomes 1, because it was calibrated for another dilation.
+
+        Returns:
+            A genotype with the same provenance and in it `merged`: the share of channels that moved, the mean distance
+            over all channels, and the fingerprint of the genotype before; this very genotype, if nothing moves.
+
+        Raises:
+            GenotypeError: `max_dilations` is no positive integer, or a convolution has too many different dilations
+                to try all sets (9 never are, nor 20).
+        """
+        from .merge import merge
+
+        return merge(self, max_dilations)
+
     def dilation_shares(self) -> dict[str, dict[Dilation, float]]:
         """Share of output channels per dilation, for each convolution (the paper's intensity I^g), in 0..1."""
         shares: dict[str, dict[Dilation, float]] = {}
@@ -244,7 +295,7 @@ def _items(value: Any, what: str, source: str) -> list[tuple[str, Any]]:
 
 
 def _check_architecture(architecture: Any, source: str) -> None:
-    if not isinstance(architecture, str) or not architecture:
+    if not isinstance(architecture, str) or not architecture or not architecture.isprintable():
         raise GenotypeError(f"{source}: architecture must be a timm model name, found {_short(architecture)}")
 
 
@@ -252,9 +303,22 @@ def _read_provenance(provenance: Any, source: str) -> dict[str, Any]:
     """A deep copy in plain JSON data, as it will be read back."""
     content = dict(_items(provenance, "provenance", source))
     try:
-        return json.loads(json.dumps(content, allow_nan=False))
+        text = json.dumps(content, allow_nan=False, ensure_ascii=False)
+        copy = json.loads(text.encode())  # encoded: half a surrogate pair could not be written into a model card
     except (TypeError, ValueError, RecursionError) as error:
         raise GenotypeError(f"{source}: provenance must be plain JSON data: {error}") from error
+    if _is_deeper(copy, MAX_DEPTH):
+        raise GenotypeError(f"{source}: provenance is nested too deeply, expected at most {MAX_DEPTH} levels")
+    return copy
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects lie within each other on more than so many levels."""
+    if not isinstance(value, list | dict):
+        return False
+    return levels == 0 or any(
+        _is_deeper(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def _read_runs(runs: Any, name: str, source: str) -> tuple[Run, ...]:

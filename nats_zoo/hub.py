@@ -49,6 +49,9 @@ PLAIN_FINGERPRINT = "plain"
 # A card is written before it is known where it will be published; `publish` puts the repository's id here.
 CARD_REPO = "ORG/NAME"
 
+# The search's modes, as a genotype's provenance names them.
+_SEARCH_METHODS = ("mixture", "sampled", "sensitivity")
+
 _LOGIN = "run `hf auth login` or set HF_TOKEN"
 # What the Hub client's errors (classes, or the status of an answer) mean to a user; the first that applies.
 _REASONS: dict[type | int, str] = {
@@ -353,13 +356,46 @@ def _backbone_card(model: nn.Module, genotype: Genotype, metrics: Mapping[str, A
     )
     sections = [
         f"---\n{header.to_yaml()}\n---",
-        _CARD_BODY.format(name=cfg["architecture"], plain=genotype.architecture, repo=CARD_REPO),
+        _CARD_BODY.format(
+            name=cfg["architecture"], plain=genotype.architecture, origin=genotype_origin(genotype), repo=CARD_REPO
+        ),
         f"## Genotype\n\n![Dilations of each convolution]({CHART_NAME})\n\n```\n{genotype}\n```",
         card_table("Metrics", metrics),
-        card_table("Provenance of the genotype", genotype.provenance),
+        provenance_tables(genotype),
         CARD_CITATION,
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def genotype_origin(genotype: Genotype) -> str:
+    """A sentence for a model card that says whether the genotype was searched for this network."""
+    provenance = genotype.provenance
+    method = provenance.get("method")
+    if method == "transfer":
+        source = _code(provenance.get("source_architecture", "another network"))
+        name = f" ({_code(provenance['source_genotype'])})" if "source_genotype" in provenance else ""
+        origin = f"They were not searched for this network: they are transferred from the genotype of {source}{name}."
+    elif method in _SEARCH_METHODS:
+        origin = f"A search chose them ({_code(method)})."
+    else:
+        origin = f"Their provenance states the method {_code(method)}." if method else "Their origin is not stated."
+    if "merged" in provenance:
+        origin += " They were merged afterwards, to fewer different ones in each convolution."
+    return origin
+
+
+def provenance_tables(genotype: Genotype) -> str:
+    """The sections of a model card on a genotype's provenance; for a transferred one, on its source's too."""
+    tables, provenance = [], genotype.provenance
+    title = "Provenance of the genotype"
+    while isinstance(provenance, Mapping):  # a transferred genotype may have been transferred again
+        tables.append(card_table(title, {k: v for k, v in provenance.items() if k != "source_provenance"}))
+        title, provenance = f"{title}'s source", provenance.get("source_provenance")
+    return "\n\n".join(filter(None, tables))
+
+
+def _code(value: Any) -> str:
+    return "`" + _cell(str(value)).replace("`", "'") + "`"
 
 
 def card_table(title: str, values: Mapping[str, Any]) -> str:
@@ -378,8 +414,8 @@ def _cell(text: str) -> str:
 _CARD_BODY = """\
 # {name}
 
-A backbone for object detection: timm's `{plain}` with some output channels of its convolutions at other dilations,
-as a search chose them. Same parameters, same multiply-adds and same state dict as `{plain}`.
+A backbone for object detection: timm's `{plain}` with some output channels of its convolutions at other dilations.
+Same parameters, same multiply-adds and same state dict as `{plain}`. {origin}
 
 It is made to be fine-tuned in a detector. The logits of a regrouped classifier are not ImageNet-accurate before
 fine-tuning, because the dilations differ from those that the weights were first trained with.

@@ -6,6 +6,9 @@ Efficient Neural Architecture Transformation Search in Channel-Level for Object 
 A variant is timm's ResNet of the same name with some of its convolutions regrouped by a genotype: same parameters,
 same multiply-adds, same state dict, so that timm's ImageNet weights load strictly. Made as detection backbones: the
 logits of a regrouped classifier are not ImageNet-accurate before fine-tuning.
+
+The default genotypes of ResNet-18 and ResNet-50 were searched, as their provenance says. The other variants' were
+transferred from those two (see `Genotype.transfer`), not searched.
 """
 
 import os
@@ -24,7 +27,19 @@ from .transform import VARIANT_PREFIX, check_architecture, transform
 __all__ = ["DEFAULT_GENOTYPES", "NatsResNet", "default_genotype"]
 
 # Published genotype files never change: a better one is a new file and a new line here.
-DEFAULT_GENOTYPES: dict[str, str] = {"resnet18": "resnet18_c_n4_bccd", "resnet50": "resnet50_c_n16_bccd"}
+DEFAULT_GENOTYPES: dict[str, str] = {
+    "resnet18": "resnet18_c_n4_bccd",
+    "resnet34": "resnet34_transfer_c_n4_bccd",
+    "resnet50": "resnet50_c_n16_bccd",
+    "resnet101": "resnet101_transfer_c_n16_bccd",
+    "resnet152": "resnet152_transfer_c_n16_bccd",
+    "resnext50_32x4d": "resnext50_32x4d_transfer_c_n16_bccd",
+    "resnext101_32x4d": "resnext101_32x4d_transfer_c_n16_bccd",
+    "resnext101_32x8d": "resnext101_32x8d_transfer_c_n16_bccd",
+    "wide_resnet50_2": "wide_resnet50_2_transfer_c_n16_bccd",
+    "resnet50d": "resnet50d_transfer_c_n16_bccd",
+    "seresnet50": "seresnet50_transfer_c_n16_bccd",
+}
 
 # The old training recipe, on which detection papers' baselines stand.
 DEFAULT_TAG = "tv_in1k"
@@ -81,7 +96,7 @@ def _derive_cfgs(architecture: str) -> DefaultCfg:
     return DefaultCfg(tags=deque(tags), cfgs=cfgs, is_pretrained=True)
 
 
-default_cfgs = {VARIANT_PREFIX + name: _derive_cfgs(name) for name in ("resnet18", "resnet50")}
+default_cfgs = {VARIANT_PREFIX + name: _derive_cfgs(name) for name in DEFAULT_GENOTYPES}
 
 
 def _create_nats_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> NatsResNet:
@@ -96,13 +111,103 @@ def _create_nats_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -
 
 @register_model
 def nats_resnet18(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
-    """ResNet-18 with a searched genotype."""
+    """ResNet-18. Its default genotype was searched."""
     model_args = dict(block=BasicBlock, layers=(2, 2, 2, 2))
     return _create_nats_resnet("nats_resnet18", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
+def nats_resnet34(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNet-34.
+
+    Its default genotype is transferred from ResNet-18's, `resnet18_c_n4_bccd`, not searched.
+    """
+    model_args = dict(block=BasicBlock, layers=(3, 4, 6, 3))
+    return _create_nats_resnet("nats_resnet34", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
 def nats_resnet50(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
-    """ResNet-50 with a searched genotype."""
+    """ResNet-50. Its default genotype was searched."""
     model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3))
     return _create_nats_resnet("nats_resnet50", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnet101(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNet-101.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3))
+    return _create_nats_resnet("nats_resnet101", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnet152(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNet-152.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 8, 36, 3))
+    return _create_nats_resnet("nats_resnet152", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnext50_32x4d(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNeXt-50 32x4d.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), cardinality=32, base_width=4)
+    return _create_nats_resnet("nats_resnext50_32x4d", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnext101_32x4d(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNeXt-101 32x4d.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3), cardinality=32, base_width=4)
+    return _create_nats_resnet("nats_resnext101_32x4d", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnext101_32x8d(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNeXt-101 32x8d.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3), cardinality=32, base_width=8)
+    return _create_nats_resnet("nats_resnext101_32x8d", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_wide_resnet50_2(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """Wide ResNet-50-2, with 3x3 convolutions twice as wide.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), base_width=128)
+    return _create_nats_resnet("nats_wide_resnet50_2", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnet50d(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNet-50-D, with a stem of three 3x3 convolutions and average pooling in the shortcuts.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), stem_width=32, stem_type="deep", avg_down=True)
+    return _create_nats_resnet("nats_resnet50d", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_seresnet50(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """SE-ResNet-50, with squeeze and excitation.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), block_args=dict(attn_layer="se"))
+    return _create_nats_resnet("nats_seresnet50", pretrained, **dict(model_args, **kwargs))

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import pickle
+import random
 import resource
 from dataclasses import FrozenInstanceError
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from nats_zoo.errors import GenotypeError, NatsError
 from nats_zoo.genotype import (
     GENOTYPE_DIR,
+    MAX_DEPTH,
     MAX_FILE_BYTES,
     Genotype,
     Run,
@@ -220,6 +222,9 @@ BAD_DATA = {
     "format as text": (good(format="1"), ["format", "'1'"]),
     "architecture as number": (good(architecture=50), ["architecture", "50"]),
     "empty architecture": (good(architecture=""), ["architecture"]),
+    "line break in the architecture": (good(architecture="resnet50\nFAKE"), ["resnet50\\nFAKE"]),
+    "half a character in the architecture": (good(architecture="\ud800"), ["architecture"]),
+    "half a character in provenance": (good(provenance={"note": "\ud800"}), ["provenance"]),
     "convs as list": (good(convs=[]), ["convs", "list"]),
     "convs null": (good(convs=None), ["convs", "NoneType"]),
     "provenance as list": (good(provenance=[1]), ["provenance", "list"]),
@@ -315,6 +320,112 @@ def test_a_pickle_is_not_executed(tmp_path):
 def test_provenance_is_plain_data(value):
     with pytest.raises(GenotypeError, match="provenance"):
         Genotype("resnet50", {}, provenance={"metrics": {"AP": value}})
+
+
+@pytest.mark.parametrize("as_object", [False, True], ids=["lists", "objects"])
+def test_provenance_is_nested_so_deep_and_no_deeper(as_object, tmp_path):
+    """What is read can be written again, also by a program that has gone deep itself."""
+    opening, closing = ('{"a": ', "}") if as_object else ("[", "]")
+
+    def nested(levels):
+        value = opening * levels + "1" + closing * levels
+        return write(tmp_path, f'{{"format": 1, "architecture": "a", "convs": {{}}, "provenance": {{"a": {value}}}}}')
+
+    Genotype.load(nested(MAX_DEPTH - 1)).save(tmp_path / "again.json")
+    for levels in (MAX_DEPTH, 500, 980, 5000):
+        path = nested(levels)
+        with pytest.raises(GenotypeError) as error:
+            Genotype.load(path)
+        assert_refused(error, path, ["nested"])
+
+
+# --- fuzz -------------------------------------------------------------------------------------------------------------
+
+BYTES = [bytes([i]) for i in range(256)] + [b"null", b"-1", b"1e999", b"NaN", b'"', b"{}", b"[[", b"\\ud800", b"9" * 40]
+VALUES = [
+    None, True, False, 0, -1, 1, 2, 64, 2**20, 2**20 + 1, 2**63, 10**400, 0.5, 1.0, 1e308, float("nan"), float("inf"),
+    "", "1", "resnet50", CONV, "a\nb", "\x00", "\ud800", "é" * 500, [], {}, [[]], [1], [1, 1, 1], [[1, 1, 1]],
+    [[128, 1, 1]], [1.0, 1.0, 1.0], {"": 1}, {"x\ny": [[1, 1, 1]]}, {CONV: [[1, 1, 1]]}, {"format": 1},
+]  # fmt: skip
+
+
+def mutate_bytes(content, rng):
+    """One to three bytes or stretches changed, put in, taken out, doubled or moved."""
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        a, b = sorted((rng.randrange(len(content) + 1), rng.randrange(len(content) + 1)))
+        b = min(b, a + 40)
+        new = rng.choice(BYTES)
+        content = rng.choice(
+            [
+                content[:a] + new + content[a + 1 :],
+                content[:a] + new + content[a:],
+                content[:a] + content[b:],
+                content[:b] + content[a:],
+                content[:a],
+                content[b:] + content[:a],
+            ]
+        )
+    return content
+
+
+def places(value, path=()):
+    """The path of every value within a JSON value."""
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from places(child, (*path, key))
+
+
+def mutate_structure(data, rng):
+    """One to three values replaced, removed, doubled, renamed or put in the place of another."""
+    data = copy.deepcopy(data)
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        *way, key = rng.choice([path for path in places(data) if path] or [("format",)])
+        parent = data
+        for step in way:
+            parent = parent[step]
+        new = copy.deepcopy(rng.choice([rng.choice(VALUES), data.get(rng.choice(list(GOOD)))]))
+        kind = rng.randrange(4)
+        if kind == 0:
+            parent[key] = new
+        elif kind == 1:
+            del parent[key]
+        elif isinstance(parent, list):
+            parent.insert(key, parent[key] if kind == 2 else new)
+        else:
+            name = rng.choice(["", "convs", "gains", "a\nb", CONV, "layer3.0.conv2", "\ud800", str(key) * 3])
+            parent[name] = parent.pop(key) if kind == 2 else new
+    return data
+
+
+def mutated_file(rng):
+    if rng.random() < 0.5:
+        return mutate_bytes(TEXT.encode(), rng)
+    text = json.dumps(mutate_structure(GOOD, rng), ensure_ascii=rng.random() < 0.5)
+    return text.encode(errors="surrogatepass")
+
+
+def test_ten_thousand_mutated_files_are_read_or_refused(tmp_path):
+    """And nothing else: no other exception, no genotype that can not be used and written again."""
+    rng = random.Random(0)
+    path, again = tmp_path / "mine.json", tmp_path / "again.json"
+    read = []
+    for _ in range(10_000):
+        path.write_bytes(mutated_file(rng))
+        try:
+            genotype = Genotype.load(path)
+        except GenotypeError as error:
+            message = str(error)
+            assert message.startswith(str(path))
+            assert len(message.splitlines()) == 1
+            continue
+        read.append(genotype)
+        genotype.save(again)
+        assert Genotype.load(again) == Genotype.from_dict(genotype.to_dict()) == genotype
+        assert f"{genotype}\n{genotype.provenance}".encode()
+        assert all(len(shares) <= 2 for shares in genotype.merge(2).dilation_shares().values())
+    assert 500 < len(read) < 9_500
+    assert len({genotype.fingerprint() for genotype in read}) > 100
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 import timm
 import torch
 
-import nats_zoo  # noqa: F401 (registers the variants)
+from nats_zoo.genotype import resolve_genotype
+from nats_zoo.nats_resnet import DEFAULT_GENOTYPES
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE_PACKAGES = Path(torch.__file__).parents[1]
@@ -124,13 +126,42 @@ print(nats_zoo.detection.__file__, nats_zoo.search.__file__)
     ]
 
 
-def test_the_entry_points_are_registered_models_with_documentation():
+@pytest.fixture(scope="module")
+def entries():
+    """What torch.hub.list offers: everything callable without an underscore."""
     spec = importlib.util.spec_from_file_location("hubconf", ROOT / "hubconf.py")
     hubconf = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hubconf)
-    # What torch.hub.list offers: everything callable without an underscore.
-    entries = {name: entry for name, entry in vars(hubconf).items() if callable(entry) and not name.startswith("_")}
-    assert sorted(entries) == ["nats_resnet18", "nats_resnet50"]
-    for name, entry in entries.items():
-        assert name in timm.list_models("nats_*")
-        assert "pretrained:" in entry.__doc__
+    return {name: entry for name, entry in vars(hubconf).items() if callable(entry) and not name.startswith("_")}
+
+
+def test_the_entry_points_are_the_variants(entries):
+    assert set(entries) == set(timm.list_models("nats_*", module="nats_resnet"))
+    assert all(entry.__name__ == name for name, entry in entries.items())
+
+
+@pytest.mark.parametrize("architecture", DEFAULT_GENOTYPES)
+def test_the_help_of_an_entry_point_says_where_its_genotype_comes_from(architecture, entries):
+    """torch.hub.help prints the docstring as it is; titles are the architecture's name, written out."""
+    text = entries[f"nats_{architecture}"].__doc__
+    title, blank, *arguments = text.splitlines()
+    assert re.sub(r"\W", "", title).lower().startswith(architecture.replace("_", ""))
+    assert blank == ""
+    assert max(map(len, arguments)) <= 120
+    for name in ("pretrained:", "genotype:", "**kwargs:"):
+        assert f"\n        {name}" in text
+    provenance = resolve_genotype(DEFAULT_GENOTYPES[architecture]).provenance
+    words = " ".join(text.split())
+    if provenance["method"] == "transfer":
+        source = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}[provenance["source_architecture"]]
+        assert f"transferred from that of {source}, not searched" in words
+    else:
+        assert "which was searched" in words
+
+
+def test_an_entry_point_builds_its_variant(entries):
+    with torch.device("meta"):
+        for architecture in ("resnext50_32x4d", "resnet50d"):
+            model = entries[f"nats_{architecture}"](num_classes=3)
+            assert model.genotype == resolve_genotype(DEFAULT_GENOTYPES[architecture])
+            assert model.num_classes == 3

@@ -1,23 +1,32 @@
 """The timm variants: timm's ResNets in everything but the dilations."""
 
 import copy
+import inspect
 import json
+import subprocess
+import sys
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models import get_pretrained_cfg, save_for_hf
+from timm.models import get_pretrained_cfg, group_parameters, model_entrypoint, save_for_hf
+from timm.models._hub import save_config_for_hf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nats_zoo import Genotype, GenotypeError, RegroupedConv2d
+from nats_zoo.genotype import resolve_genotype
 from nats_zoo.nats_resnet import DEFAULT_GENOTYPES, DEFAULT_TAG, default_genotype
 from nats_zoo.transform import VARIANT_PREFIX
+from tests.hub_server import HubServer
 
 VARIANTS = timm.list_models(f"{VARIANT_PREFIX}*", module="nats_resnet")
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
-SMALL = "nats_resnet18"  # for what has to run: the others differ in depth and width only
+SMALL = "nats_resnet18"  # for most of what has to run
+# One of each kind in which a block computes something else: cardinality groups, a deep stem, squeeze and excitation.
+KINDS = [SMALL, "nats_resnext50_32x4d", "nats_resnet50d", "nats_seresnet50"]
+every_kind = pytest.mark.parametrize("variant", KINDS)
 
 
 def plain_name(variant):
@@ -70,8 +79,68 @@ def perturbed(genotype):
 
 
 def test_variants_are_registered():
-    assert {"nats_resnet18", "nats_resnet50"} <= set(VARIANTS)
+    assert {plain_name(variant) for variant in VARIANTS} == {
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "resnext50_32x4d",
+        "resnext101_32x4d",
+        "resnext101_32x8d",
+        "wide_resnet50_2",
+        "resnet50d",
+        "seresnet50",
+    }
     assert all(timm.is_model(plain_name(variant)) for variant in VARIANTS)
+    assert set(VARIANTS) <= set(timm.list_models("nats_*"))
+
+
+@every_variant
+def test_the_docstring_says_whether_the_default_genotype_was_searched(variant):
+    text = " ".join(inspect.getdoc(model_entrypoint(variant)).split())
+    provenance = resolve_genotype(default_genotype(plain_name(variant))).provenance
+    if provenance["method"] == "transfer":
+        assert f"`{provenance['source_genotype']}`, not searched." in text
+    else:
+        assert text.endswith("Its default genotype was searched.")
+
+
+@every_variant
+def test_modules_and_settings_are_the_plain_ones(variant, draw_genotype):
+    """Module by module, but for the regrouped convolutions; so are timm's groups for layer-wise rates."""
+    options = dict(in_chans=1, num_classes=0, drop_path_rate=0.1, output_stride=16)
+    with torch.device("meta"):
+        plain = timm.create_model(plain_name(variant), **options)
+        model = timm.create_model(variant, genotype=draw_genotype(variant), **options)
+    ours, theirs = dict(model.named_modules()), dict(plain.named_modules())
+    assert list(ours) == list(theirs)
+    for name, module in list(theirs.items())[1:]:
+        assert isinstance(ours[name], type(module)), name
+        if isinstance(module, nn.Conv2d):
+            for key in ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups"):
+                assert getattr(ours[name], key) == getattr(module, key), (name, key)
+    assert model.feature_info == plain.feature_info
+    for coarse in (False, True):
+        groups = [group_parameters(network, network.group_matcher(coarse)) for network in (model, plain)]
+        assert groups[0] == groups[1]
+
+
+@every_variant
+def test_shapes_are_the_plain_ones(variant, draw_genotype):
+    genotype = draw_genotype(variant)
+    cases = [dict(num_classes=7), dict(num_classes=0), dict(num_classes=0, global_pool="", output_stride=8)]
+    cases += [dict(features_only=True, out_indices=(1, 2, 3, 4)), dict(features_only=True, output_stride=16)]
+    with torch.device("meta"):
+        x = torch.empty(2, 1, 96, 64)
+        for options in cases:
+            plain = timm.create_model(plain_name(variant), in_chans=1, **options).eval()
+            model = timm.create_model(variant, in_chans=1, genotype=genotype, **options).eval()
+            ours, theirs = ([y] if isinstance(y, torch.Tensor) else y for y in (model(x), plain(x)))
+            assert [y.shape for y in ours] == [y.shape for y in theirs]
+            if "features_only" in options:
+                assert model.feature_info.channels() == plain.feature_info.channels()
+                assert model.feature_info.reduction() == plain.feature_info.reduction()
 
 
 @every_variant
@@ -88,9 +157,9 @@ def test_state_dict_and_parameters_are_the_plain_ones(variant, draw_genotype):
 @every_variant
 def test_multiply_adds_are_the_plain_ones(variant, draw_genotype):
     with torch.device("meta"):
-        x = torch.empty(1, 3, 96, 64)
+        x = torch.empty(1, 3, 64, 64)
         networks = [timm.create_model(plain_name(variant))]
-        networks += [timm.create_model(variant, genotype=draw_genotype(variant, seed)) for seed in (0, 1)]
+        networks += [timm.create_model(variant, genotype=genotype) for genotype in (draw_genotype(variant), None)]
     counts = []
     for network in networks:
         with FlopCounterMode(display=False) as counter:
@@ -101,24 +170,26 @@ def test_multiply_adds_are_the_plain_ones(variant, draw_genotype):
 
 
 @torch.no_grad()
-def test_plain_genotype_is_bit_equal(build, images, draw_genotype):
-    plain = build("resnet18")
-    ones = {name: [(run.channels, 1, 1) for run in runs] for name, runs in draw_genotype().convs.items()}
+@every_kind
+def test_plain_genotype_is_bit_equal(variant, build, images, draw_genotype):
+    plain = build(plain_name(variant))
+    ones = {name: [(run.channels, 1, 1) for run in runs] for name, runs in draw_genotype(variant).convs.items()}
     for convs in ({}, ones):
-        assert torch.equal(build(SMALL, genotype=Genotype("resnet18", convs))(images), plain(images))
+        assert torch.equal(build(variant, genotype=Genotype(plain_name(variant), convs))(images), plain(images))
 
 
 @torch.no_grad()
-def test_outputs_equal_the_oracle(build, images, draw_genotype, convolve_per_channel):
-    genotype = draw_genotype()
-    plain = build("resnet18").double()
+@every_kind
+def test_outputs_equal_the_oracle(variant, build, images, draw_genotype, convolve_per_channel):
+    genotype, images = draw_genotype(variant), images[:1]
+    plain = build(plain_name(variant)).double()
     for name, runs in genotype.convs.items():
         plain.get_submodule(name).register_forward_hook(
             lambda conv, inputs, output, runs=runs: convolve_per_channel(conv, inputs[0], [list(run) for run in runs])
         )
-    y = build(SMALL, genotype=genotype).double()(images.double())
+    y = build(variant, genotype=genotype).double()(images.double())
     torch.testing.assert_close(y, plain(images.double()))
-    other = build(SMALL, genotype=perturbed(genotype)).double()(images.double())
+    other = build(variant, genotype=perturbed(genotype)).double()(images.double())
     assert (other - y).abs().max() > 1e-5 * y.std()
 
 
@@ -154,8 +225,9 @@ def test_timm_arguments(build, draw_genotype):
     assert dense.forward_features(torch.randn(1, 3, 64, 64)).shape == (1, 512, 4, 4)
 
 
-def test_trains(build, images, draw_genotype):
-    model = build(SMALL, genotype=draw_genotype(), num_classes=3, drop_path_rate=0.1).train()
+@every_kind
+def test_trains(variant, build, images, draw_genotype):
+    model = build(variant, genotype=draw_genotype(variant), num_classes=3, drop_path_rate=0.1).train()
     model.set_grad_checkpointing()
     model(images).square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
@@ -163,8 +235,9 @@ def test_trains(build, images, draw_genotype):
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
-def test_torchscript_deepcopy_and_export(build, images, draw_genotype):
-    model = build(SMALL, genotype=draw_genotype(), scriptable=True)
+@pytest.mark.parametrize("variant", [SMALL, "nats_resnext50_32x4d"])
+def test_torchscript_deepcopy_and_export(variant, build, images, draw_genotype):
+    model = build(variant, genotype=draw_genotype(variant), scriptable=True)
     y = model(images)
     assert torch.equal(torch.jit.script(model)(images), y)
     assert torch.equal(copy.deepcopy(model)(images), y)
@@ -190,15 +263,19 @@ def test_every_form_of_a_genotype(build, images, draw_genotype, tmp_path):
 @every_variant
 def test_default_genotype(variant):
     architecture = plain_name(variant)
-    if architecture in DEFAULT_GENOTYPES:
-        with torch.device("meta"):
-            model = timm.create_model(variant)
-        assert model.genotype.architecture == architecture
-        assert model._model_args["genotype"] == model.genotype.to_dict()
-        assert default_genotype(architecture) == DEFAULT_GENOTYPES[architecture]
-    else:
-        with pytest.raises(GenotypeError, match=rf"{variant}.*genotype="):
-            timm.create_model(variant)
+    with torch.device("meta"):
+        model = timm.create_model(variant)
+    assert model.genotype == resolve_genotype(DEFAULT_GENOTYPES[architecture])
+    assert model.genotype.architecture == architecture
+    assert model._model_args["genotype"] == model.genotype.to_dict()
+    assert model.genotype.share_changed() > 0.5
+    regrouped = {name: m.runs for name, m in model.named_modules() if isinstance(m, RegroupedConv2d)}
+    assert regrouped == model.genotype.convs
+
+
+def test_without_a_published_genotype_one_must_be_passed():
+    with pytest.raises(GenotypeError, match=r"nats_resnet26: no default genotype is published yet, pass genotype="):
+        default_genotype("resnet26")
 
 
 def test_refuses_anothers_genotype(draw_genotype):
@@ -240,11 +317,70 @@ def test_saved_folder_holds_the_genotype_and_loads_through_timm(as_path, build, 
     assert torch.equal(body(images)[-1], model.forward_features(images))
 
 
-@pytest.mark.parametrize("architecture", sorted(DEFAULT_GENOTYPES))
-def test_a_saved_default_stays_what_it_was(architecture, tmp_path):
-    model = timm.create_model(VARIANT_PREFIX + architecture)
-    config = save(model, tmp_path / "model")
-    assert config["model_args"]["genotype"] == model.genotype.to_dict()
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    """A folder for each variant, with the config.json of one that runs its default genotype; without weights."""
+    path = tmp_path_factory.mktemp("configs")
+    for variant in VARIANTS:
+        (path / variant).mkdir()
+        with torch.device("meta"):
+            save_config_for_hf(timm.create_model(variant, num_classes=5), str(path / variant / "config.json"))
+    return path
+
+
+@every_variant
+def test_a_saved_default_stays_what_it_was(variant, configs, monkeypatch):
+    config = json.loads((configs / variant / "config.json").read_text())
+    genotype = resolve_genotype(DEFAULT_GENOTYPES[plain_name(variant)])
+    assert config["architecture"] == variant
+    assert config["model_args"]["genotype"] == genotype.to_dict()
+    monkeypatch.delitem(DEFAULT_GENOTYPES, plain_name(variant))  # another version may have another one
+    with torch.device("meta"):
+        loaded = timm.create_model(f"local-dir:{configs / variant}")
+    assert loaded.genotype == genotype
+    assert loaded.num_classes == 5
+
+
+FROM_HUB = """
+import json, sys
+import timm, torch
+import nats_zoo
+
+found = {}
+for variant in sys.argv[1:]:
+    with torch.device("meta"):
+        model = timm.create_model(f"hf-hub:org/{variant}")
+        body = timm.create_model(f"hf-hub:org/{variant}", features_only=True, out_indices=(1, 2, 3, 4))
+    found[variant] = [model.genotype.fingerprint(), model.num_classes, body.feature_info.reduction()]
+print(json.dumps(found))
+"""
+
+UPLOAD = """
+import sys
+from huggingface_hub import HfApi
+
+folder, *variants = sys.argv[1:]
+for variant in variants:
+    HfApi().create_repo(f"org/{variant}")
+    HfApi().upload_folder(repo_id=f"org/{variant}", folder_path=f"{folder}/{variant}")
+"""
+
+
+def test_every_variant_loads_from_the_hub(configs, tmp_path):
+    with HubServer() as server:
+        run_client(UPLOAD, server.client_environment(tmp_path / "owner"), configs, *VARIANTS)
+        output = run_client(FROM_HUB, server.client_environment(tmp_path / "reader", token=None), *VARIANTS)
+    assert json.loads(output) == {
+        variant: [resolve_genotype(default_genotype(plain_name(variant))).fingerprint(), 5, [4, 8, 16, 32]]
+        for variant in VARIANTS
+    }
+
+
+def run_client(script, environment, *arguments):
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_a_saved_model_can_be_saved_again(build, draw_genotype, tmp_path):
@@ -295,9 +431,15 @@ def test_default_tag_is_the_papers_baseline(variant):
     )
 
 
-def test_the_small_variants_default_tag():
-    assert get_pretrained_cfg("nats_resnet18").tag == "tv_in1k"
-    assert get_pretrained_cfg("nats_resnet50").tag == "tv_in1k"
+def test_the_default_tags():
+    tags = {plain_name(variant): get_pretrained_cfg(variant).tag for variant in VARIANTS}
+    without = {"resnext101_32x4d": "fb_ssl_yfcc100m_ft_in1k", "resnet50d": "ra2_in1k", "seresnet50": "a1_in1k"}
+    assert tags == dict.fromkeys(tags, "tv_in1k") | without
+
+
+def test_a_tag_without_weights_is_listed_as_timm_lists_it():
+    assert "nats_resnext101_32x4d.untrained" in timm.list_models("nats_*", include_tags=True)
+    assert "nats_resnext101_32x4d.untrained" not in timm.list_pretrained("nats_*")
 
 
 @torch.no_grad()
