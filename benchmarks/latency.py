@@ -1,20 +1,29 @@
-"""Latency of a NATS variant against its plain timm twin, both as detection backbones (features_only, four maps).
+"""Latency of NATS variants against their plain timm twins, as detection backbones (features_only, four maps).
 
 Three networks with the same weights take turns in one run, so that a change of the machine's clock or load meets
 all of them alike:
 
     plain   timm's network
-    nats    the same network with a genotype: one convolution per dilation (merge)
+    nats    the same network with a genotype
     naive   the same computation as published code of this kind does it: one small convolution per run of channels
 
-A round times each network once; the ratio to plain is taken per round. Reported are the median latency, the median
-ratio and the interquartile range (IQR) of the ratios. Before timing, nats and naive must give the same maps.
+each in one form at a time:
 
-    python benchmarks/latency.py --model nats_resnet50 --genotype uniform ic16 --size 800 1216 --csv latency.csv
+    eager     as created
+    deploy    the deployment form, timm.utils.reparameterize_model; plain and naive get their batch norms folded alike
+    compile   the deployment form compiled by inductor, with freezing
+
+A round times each network once; the ratio to plain is taken per round. Reported are the median latency, the median
+ratio and the interquartile range (IQR) of the ratios. Before timing, nats and naive must give the same maps. The CSV
+file is written after each measurement, so that an interrupted run keeps what it has.
+
+    python benchmarks/latency.py --model nats_resnet50 --genotype uniform ic16 --form eager deploy compile \
+        --size 512x512 800x1216 --batch 1 8 --memory-format channels_last --csv latency.csv
 """
 
 import argparse
 import csv
+import itertools
 import platform
 import random
 import statistics
@@ -22,10 +31,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -33,13 +43,14 @@ import nats_zoo
 from nats_zoo import Genotype, NatsError, RegroupedConv2d
 from nats_zoo.files import atomic_file
 from nats_zoo.genotype import Dilation, Run, resolve_genotype, runs_from_channels
-from nats_zoo.nats_resnet import default_genotype
+from nats_zoo.nats_resnet import DEFAULT_GENOTYPES, default_genotype
 from nats_zoo.search.space import SPACES, SearchSpace, count_groups, searched_convs
 from nats_zoo.transform import VARIANT_PREFIX
 
 GROUPS = 16
 IC16 = SearchSpace("ic16", dict.fromkeys((1, 2, 3, 4), tuple((h, w) for h in range(1, 5) for w in range(1, 5))))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FORMS = ("eager", "deploy", "compile")
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -56,12 +67,13 @@ class NaiveRegroupedConv2d(nn.Module):
         self.in_ranges: list[tuple[int, int]] = []
         outs, ins = conv.out_channels // conv.groups, conv.in_channels // conv.groups
         start = 0
-        for index, run in enumerate(conv.runs):
+        weight, bias = conv.plain_kernel()
+        for run in conv.runs:
             stop = start + run.channels
-            gain = 1.0 if conv.gains is None else conv.gains[index]
             groups = 1 if conv.groups == 1 else run.channels // outs
             self.in_ranges.append((0, ins) if conv.groups == 1 else (start // outs * ins, stop // outs * ins))
-            self.pieces.append(_conv_of_run(conv, run, groups, conv.weight[start:stop] * gain))
+            own_bias = None if bias is None else bias[start:stop]
+            self.pieces.append(_conv_of_run(conv, run, groups, weight[start:stop], own_bias))
             start = stop
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,16 +81,17 @@ class NaiveRegroupedConv2d(nn.Module):
         return torch.cat([piece(x[:, start:stop]) for piece, (start, stop) in pairs], 1)
 
 
-def _conv_of_run(conv: RegroupedConv2d, run: Run, groups: int, weight: Tensor) -> nn.Conv2d:
+def _conv_of_run(conv: RegroupedConv2d, run: Run, groups: int, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     dilation = tuple(d * d0 for d, d0 in zip(run.dilation, conv.dilation, strict=True))
     padding = tuple(
         p + (d - d0) * (k - 1) // 2
         for p, d, d0, k in zip(conv.padding, dilation, conv.dilation, conv.kernel_size, strict=True)
     )
-    piece = nn.Conv2d(
-        weight.shape[1] * groups, run.channels, conv.kernel_size, conv.stride, padding, dilation, groups, bias=False
-    )
+    shape = (weight.shape[1] * groups, run.channels, conv.kernel_size, conv.stride, padding, dilation, groups)
+    piece = nn.Conv2d(*shape, bias=bias is not None)
     piece.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        piece.bias = nn.Parameter(bias.detach().clone())
     return piece
 
 
@@ -125,8 +138,9 @@ def plain_name(model_name: str) -> str:
         NatsError: the name is no variant's.
     """
     architecture = model_name.removeprefix(VARIANT_PREFIX)
-    if architecture == model_name or not timm.is_model(model_name):
-        raise NatsError(f"--model {model_name}: expected one of {', '.join(timm.list_models(VARIANT_PREFIX + '*'))}")
+    if architecture == model_name or architecture not in DEFAULT_GENOTYPES:
+        variants = ", ".join(VARIANT_PREFIX + name for name in DEFAULT_GENOTYPES)
+        raise NatsError(f"--model {model_name}: expected one of {variants}")
     return architecture
 
 
@@ -144,14 +158,25 @@ def choose_genotype(name: str, model_name: str, seed: int) -> Genotype:
     return resolve_genotype(default_genotype(architecture) if name == "default" else name)
 
 
-def build_networks(model_name: str, genotype: Genotype) -> dict[str, nn.Module]:
-    """The plain, nats and naive backbones in eval mode, float32 on CPU, with the same random weights."""
+def build_networks(model_name: str, genotype: Genotype, form: str = "eager") -> dict[str, nn.Module]:
+    """The plain, nats and naive backbones in eval mode, float32 on CPU, with the same random weights.
+
+    Args:
+        form: `eager`, or `deploy` (`compile` is deployed, not yet compiled).
+    """
     # zero_init_last would zero every residual branch, and with it the difference between right and wrong dilations
     options: dict[str, Any] = dict(features_only=True, out_indices=(1, 2, 3, 4), zero_init_last=False)
-    plain = timm.create_model(plain_name(model_name), **options)
-    nats, naive = (timm.create_model(model_name, genotype=genotype, **options) for _ in range(2))
-    nats.load_state_dict(plain.state_dict())
-    naive.load_state_dict(plain.state_dict())
+    plain = timm.create_model(plain_name(model_name), **options).eval()
+    nats, naive, empty = (
+        timm.create_model(model_name, genotype=own, **options).eval()
+        for own in (genotype, genotype, Genotype(genotype.architecture, {}))
+    )
+    for network in (nats, naive, empty):
+        network.load_state_dict(plain.state_dict())
+    if form != "eager":
+        plain, nats = reparameterize_model(empty), reparameterize_model(nats)
+        for block in [module for module in naive.modules() if hasattr(module, "fold_batch_norms")]:
+            block.fold_batch_norms()
     for name, module in list(naive.named_modules()):
         if isinstance(module, RegroupedConv2d):
             naive.set_submodule(name, NaiveRegroupedConv2d(module))
@@ -215,26 +240,58 @@ def summarise(times: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(genotype_name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Build, check and time the three networks for one genotype; returns the rows of `summarise` with every flag."""
-    genotype = choose_genotype(genotype_name, args.model, args.seed)
-    networks = build_networks(args.model, genotype)
-    images = torch.rand(args.batch, 3, *args.size, generator=torch.Generator().manual_seed(args.seed))
+class Case(NamedTuple):
+    """One measurement: what varies between the rows of a table."""
+
+    model: str
+    genotype: str
+    max_dilations: int | None
+    form: str
+    memory_format: str
+    size: tuple[int, int]
+    batch: int
+
+    @property
+    def label(self) -> str:
+        merged = "" if self.max_dilations is None else f" k={self.max_dilations}"
+        return f"{self.model} {self.genotype}{merged}"
+
+    def facts(self) -> dict[str, Any]:
+        """What a CSV row says of it."""
+        return self._asdict() | dict(size=f"{self.size[0]}x{self.size[1]}")
+
+
+def cases(args: argparse.Namespace) -> list[Case]:
+    """Every combination of what the command line lists."""
+    axes = (args.model, args.genotype, args.max_dilations, args.form, args.memory_format, args.size, args.batch)
+    return [Case(*values) for values in itertools.product(*axes)]
+
+
+def measure(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Build, check and time the three networks; returns the rows of `summarise` with all that they depend on."""
+    original = choose_genotype(case.genotype, case.model, args.seed)
+    genotype = original if case.max_dilations is None else original.merge(case.max_dilations)
+    networks = build_networks(case.model, genotype, case.form)
+    images = torch.rand(case.batch, 3, *case.size, generator=torch.Generator().manual_seed(args.seed))
     check_equal(networks["nats"], networks["naive"], images[:1])
-    placement = dict(device=args.device, dtype=DTYPES[args.dtype], memory_format=MEMORY_FORMATS[args.memory_format])
+    placement = dict(device=args.device, dtype=DTYPES[args.dtype], memory_format=MEMORY_FORMATS[case.memory_format])
+    torch.compiler.reset()
     for name, network in networks.items():
         networks[name] = network.to(**placement)
-        if args.compile:
-            networks[name] = torch.compile(network)
+        if case.form == "compile":
+            networks[name] = torch.compile(network, options={"freezing": True})
     times = time_interleaved(networks, images.to(**placement), args.repeats, args.warmup)
-    facts = dict(genotype=genotype_name, fingerprint=genotype.fingerprint()[:12])
-    return [row | facts | describe_run(args) for row in summarise(times)]
+    facts = case.facts() | dict(
+        share_changed=round(genotype.share_changed(), 4),
+        share_moved=round(genotype.provenance.get("merged", {}).get("share_moved", 0.0), 4),
+        fingerprint=genotype.fingerprint()[:12],
+    )
+    return [facts | row | describe_run(args) for row in summarise(times)]
 
 
 def describe_run(args: argparse.Namespace) -> dict[str, Any]:
-    """Every flag, the device's name and the versions that a latency depends on."""
-    flags = {key: value for key, value in vars(args).items() if key not in ("genotype", "csv")}
-    flags["size"] = "x".join(str(side) for side in args.size)
+    """The other flags, the device's name and the versions that a latency depends on."""
+    flags = {key: getattr(args, key) for key in ("dtype", "device", "repeats", "warmup", "seed")}
     versions = dict(torch=torch.__version__, timm=timm.__version__, nats_zoo=nats_zoo.__version__)
     return flags | dict(threads=torch.get_num_threads(), device_name=device_name(args.device)) | versions
 
@@ -249,13 +306,22 @@ def device_name(device: str) -> str:
     return names[0] if names else platform.processor()
 
 
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table with one line per genotype and network."""
-    width = max(len("genotype"), *(len(row["genotype"]) for row in rows))
-    print(f"{'genotype':<{width}}  network  median ms  ratio to plain  IQR of ratio")
+HEADER = ("form", "memory format", "size", "batch", "network", "median ms", "ratio to plain", "IQR of ratio")
+
+
+def print_rows(case: Case, rows: Sequence[Mapping[str, Any]], width: int) -> None:
+    """Print one line per network, in the columns of HEADER behind the label, `width` characters wide."""
+    facts = case.facts()
     for row in rows:
-        cells = [f"{row['genotype']:<{width}}", f"{row['network']:<7}", f"{row['median_ms']:9.2f}"]
-        print(*cells, f"{row['ratio']:14.3f}", f"{row['ratio_q1']:.3f} to {row['ratio_q3']:.3f}", sep="  ")
+        line = [f"{case.label:<{width}}", f"{case.form:<7}", f"{case.memory_format:<13}", f"{facts['size']:<8}"]
+        line += [f"{case.batch:5}", f"{row['network']:<7}", f"{row['median_ms']:9.2f}", f"{row['ratio']:14.3f}"]
+        print(*line, f"{row['ratio_q1']:.3f} to {row['ratio_q3']:.3f}", sep="  ", flush=True)
+
+
+def print_header(width: int) -> None:
+    """Print the names of the columns."""
+    widths = (7, 13, 8, 5, 7, 9, 14, 12)
+    print(" " * width, *(f"{name:<{w}}" for name, w in zip(HEADER, widths, strict=True)), sep="  ")
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -272,7 +338,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__.partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--model", default="nats_resnet50", help="a nats_* variant; its twin is the name without nats_")
+    add("--model", nargs="+", default=["nats_resnet50"], help="nats_* variants; a twin is the name without nats_")
     add(
         "--genotype",
         nargs="+",
@@ -281,18 +347,31 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="uniform: drawn from space C, 16 groups, layer2 to layer4; ic16: 16 dilations in equal contiguous shares, "
         "layer1 to layer4; default: the variant's own; else a published name or a file",
     )
-    add("--size", nargs=2, type=_positive, default=[512, 512], metavar=("H", "W"), help="input size in pixels")
-    add("--batch", type=_positive, default=1, help="images per forward pass")
-    add("--memory-format", choices=MEMORY_FORMATS, default="contiguous", help="of weights and images")
+    add(
+        "--max-dilations",
+        nargs="+",
+        type=_positive,
+        default=[None],
+        metavar="K",
+        help="merge the genotype to at most K dilations per convolution",
+    )
+    add("--form", nargs="+", choices=FORMS, default=["eager", "deploy"], help="how the networks run")
+    add("--size", nargs="+", type=_size, default=[(512, 512)], metavar="HxW", help="input sizes in pixels")
+    add("--batch", nargs="+", type=_positive, default=[1], help="images per forward pass")
+    add("--memory-format", nargs="+", choices=MEMORY_FORMATS, default=["contiguous"], help="of weights and images")
     add("--dtype", choices=DTYPES, default="float32", help="of weights and images")
     add("--device", default="cpu", help="cpu, cuda, cuda:1")
     add("--repeats", type=_at_least_two, default=20, help="timed rounds")
     add("--warmup", type=_positive, default=3, help="rounds before timing starts")
-    add("--compile", action="store_true", help="torch.compile all three networks")
     add("--threads", type=_positive, help="CPU threads; without it torch's own choice")
     add("--seed", type=int, default=0, help="of the images and of the uniform genotype")
     add("--csv", type=Path, metavar="FILE", help="also write the rows there")
     return parser.parse_args(argv)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return _positive(height), _positive(width)
 
 
 def _positive(text: str) -> int:
@@ -315,15 +394,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    try:
-        rows = [row for name in args.genotype for row in measure(name, args)]
-    except NatsError as error:
-        print(f"latency: {error}", file=sys.stderr)
-        return 2
-    print_table(rows)
-    print(f"{rows[0]['device_name']}, {rows[0]['threads']} threads, torch {torch.__version__}, timm {timm.__version__}")
-    if args.csv:
-        write_csv(rows, args.csv)
+    planned, rows = cases(args), []
+    width = max(len(case.label) for case in planned)
+    print(f"{device_name(args.device)}, {torch.get_num_threads()} threads, {args.dtype}, torch {torch.__version__}")
+    print_header(width)
+    for case in tqdm(planned, desc="measurements", leave=False, disable=None):
+        try:
+            measured = measure(case, args)
+        except NatsError as error:
+            print(f"latency: {error}", file=sys.stderr)
+            return 2
+        print_rows(case, measured, width)
+        rows += measured
+        if args.csv:
+            write_csv(rows, args.csv)
     return 0
 
 

@@ -41,6 +41,10 @@ class NatsBasicBlock(BasicBlock):
             order = _dilation_order(self.conv1)
         _permute_outputs(self, "conv1", "bn1", order)
         _permute_inputs(self.conv2, order)
+        self.fold_batch_norms()
+
+    def fold_batch_norms(self) -> None:
+        """Fold the batch norms into the convolutions before them, and nothing else."""
         _fold_norms(self, ("conv1", "bn1"), ("conv2", "bn2"))
         _fold_downsample(self.downsample)
 
@@ -63,6 +67,10 @@ class NatsBottleneck(Bottleneck):
             _permute_outputs(self, "conv1", "bn1", _matching_inputs(self.conv2, order))
         _permute_outputs(self, "conv2", "bn2", order)
         _permute_inputs(self.conv3, order)
+        self.fold_batch_norms()
+
+    def fold_batch_norms(self) -> None:
+        """Fold the batch norms into the convolutions before them, and nothing else."""
         _fold_norms(self, ("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
         _fold_downsample(self.downsample)
 

@@ -183,7 +183,10 @@ def test_other_networks_blocks_keep_the_general_form(architecture, build):
     y = transform(model, genotype)(images())
     deployed = reparameterize_model(model)
     assert difference(deployed(images()), y) < 1e-9
-    assert all(conv.gains is None and (conv.groups > 1 or isinstance(conv, RegroupedConv2dSame)) for conv in regrouped(deployed))
+    assert all(
+        conv.gains is None and (conv.groups > 1 or isinstance(conv, RegroupedConv2dSame))
+        for conv in regrouped(deployed)
+    )
 
 
 @torch.no_grad()

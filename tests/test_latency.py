@@ -60,10 +60,11 @@ def test_ic16_genotype_has_all_16_dilations_in_equal_shares(latency):
 # --- what is compared -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("groups", [1, 4, 16])
 @torch.no_grad()
-def test_naive_form_equals_the_module(latency, groups):
-    conv = nn.Conv2d(16, 32, 3, stride=2, padding=2, dilation=2, groups=groups, bias=False)
+def test_naive_form_equals_the_module(latency, groups, bias):
+    conv = nn.Conv2d(16, 32, 3, stride=2, padding=2, dilation=2, groups=groups, bias=bias)
     runs = [(8, 1, 1), (16, 2, 3), (8, 1, 1)]
     regrouped = RegroupedConv2d.from_conv(conv, runs, gains=[1.0, 2.0, 0.5])
     naive = latency.NaiveRegroupedConv2d(regrouped)
@@ -74,10 +75,11 @@ def test_naive_form_equals_the_module(latency, groups):
     assert not torch.allclose(naive(x), other(x))
 
 
-def test_only_equal_networks_are_timed(latency):
+@pytest.mark.parametrize("form", ["eager", "deploy"])
+def test_only_equal_networks_are_timed(latency, form):
     images = torch.randn(1, 3, 64, 64)
     genotype = latency.uniform_genotype("resnet18")
-    networks = latency.build_networks("nats_resnet18", genotype)
+    networks = latency.build_networks("nats_resnet18", genotype, form)
     assert not any(module.training for network in networks.values() for module in network.modules())
     latency.check_equal(networks["nats"], networks["naive"], images)
     with pytest.raises(NatsError, match="differ"):
@@ -85,10 +87,27 @@ def test_only_equal_networks_are_timed(latency):
     runs = dict(genotype.convs)
     name = "layer4.1.conv2"
     runs[name] = [(512, 2, 2)]
-    other = latency.build_networks("nats_resnet18", Genotype("resnet18", runs))
-    other["nats"].load_state_dict(networks["nats"].state_dict())
+    torch.manual_seed(0)
+    networks = latency.build_networks("nats_resnet18", genotype, form)
+    torch.manual_seed(0)
+    other = latency.build_networks("nats_resnet18", Genotype("resnet18", runs), form)
     with pytest.raises(NatsError, match="map 3"):
         latency.check_equal(other["nats"], networks["naive"], images)
+
+
+@torch.no_grad()
+def test_all_three_are_deployed_alike(latency):
+    """The batch norms that are folded in one are folded in all; else the ratio would compare something else."""
+    images = torch.randn(1, 3, 64, 64)
+    torch.manual_seed(0)
+    eager = latency.build_networks("nats_resnet50", latency.uniform_genotype("resnet50"))
+    torch.manual_seed(0)
+    deployed = latency.build_networks("nats_resnet50", latency.uniform_genotype("resnet50"), "deploy")
+    for name, network in deployed.items():
+        assert [n for n, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)] == ["bn1"], name
+        latency.check_equal(network, eager[name], images)
+    assert any(isinstance(module, latency.NaiveRegroupedConv2d) for module in deployed["naive"].modules())
+    assert not any(isinstance(module, RegroupedConv2d) for module in deployed["naive"].modules())
 
 
 # --- timing -----------------------------------------------------------------------------------------------------------
@@ -117,30 +136,37 @@ def test_ratios_are_taken_per_round(latency):
 
 def test_prints_a_table_and_writes_csv(genotype_file, tmp_path):
     target = tmp_path / "latency.csv"
-    flags = ["--model", "nats_resnet18", "--genotype", "uniform", str(genotype_file), "--size", "64", "96"]
+    flags = ["--model", "nats_resnet18", "--genotype", "uniform", str(genotype_file), "--size", "64x96"]
     flags += ["--repeats", "2", "--warmup", "1", "--memory-format", "channels_last", "--dtype", "bfloat16"]
-    flags += ["--threads", "1", "--batch", "2", "--csv", str(target)]
+    flags += ["--threads", "1", "--batch", "2", "--form", "eager", "deploy", "--max-dilations", "2"]
+    flags += ["--csv", str(target)]
     done = subprocess.run(
         [sys.executable, SCRIPT, *flags], capture_output=True, text=True, check=False, timeout=400, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     with target.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["network"] for row in rows] == ["plain", "nats", "naive"] * 2
-    assert [row["genotype"] for row in rows] == ["uniform"] * 3 + [str(genotype_file)] * 3
-    assert rows[3]["fingerprint"] == Genotype.load(genotype_file).fingerprint()[:12]
+    assert [row["network"] for row in rows] == ["plain", "nats", "naive"] * 4
+    assert [row["form"] for row in rows] == (["eager"] * 3 + ["deploy"] * 3) * 2
+    assert [row["genotype"] for row in rows] == ["uniform"] * 6 + [str(genotype_file)] * 6
+    genotype = Genotype.load(genotype_file).merge(2)
+    assert rows[6]["fingerprint"] == genotype.fingerprint()[:12]
+    assert float(rows[6]["share_changed"]) == genotype.share_changed()
+    assert (float(rows[0]["share_moved"]) > 0, float(rows[6]["share_moved"])) == (True, 0)
     expected = dict(
         model="nats_resnet18", size="64x96", batch="2", memory_format="channels_last", dtype="bfloat16", device="cpu"
     )
-    expected |= dict(repeats="2", warmup="1", threads="1", compile="False", torch=torch.__version__)
+    expected |= dict(repeats="2", warmup="1", threads="1", max_dilations="2", torch=torch.__version__)
     for row in rows:
         assert expected.items() <= row.items()
         assert row["device_name"]
         assert float(row["median_ms"]) > 0
         assert float(row["ratio_q1"]) <= float(row["ratio"]) <= float(row["ratio_q3"])
     table = done.stdout.splitlines()
-    assert [line.split()[1] for line in table[:7]] == ["network", *["plain", "nats", "naive"] * 2]
-    assert f"{float(rows[1]['ratio']):.3f}" in table[2]
+    assert rows[0]["device_name"] in table[0]
+    assert len(table) == 2 + len(rows)
+    assert "nats_resnet18 uniform k=2" in table[3]
+    assert f"{float(rows[1]['ratio']):.3f}" in table[3]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +187,9 @@ def test_bad_input_is_one_line_and_exit_code_2(latency, flags, words, genotype_f
     assert list(tmp_path.iterdir()) == [genotype_file]
 
 
-@pytest.mark.parametrize("flags", [["--repeats", "1"], ["--batch", "0"], ["--size", "64"], ["--dtype", "int8"]])
+@pytest.mark.parametrize(
+    "flags", [["--repeats", "1"], ["--batch", "0"], ["--size", "64"], ["--dtype", "int8"], ["--form", "fast"]]
+)
 def test_bad_flags(latency, flags):
     with pytest.raises(SystemExit) as ended:
         latency.main(flags)
