@@ -115,7 +115,8 @@ class Genotype:
         """Read one of Inception Convolution's published pattern files (arXiv 2012.13587).
 
         They are JSON lists with one object per 3x3 convolution of the four stages in network order,
-        `{"(dilation_h - 1, dilation_w - 1)": channels}`, channels packed in that order.
+        `{"(dilation_h - 1, dilation_w - 1)": channels}`, channels packed in that order. For grouped convolutions
+        (ResNeXt) the files count cardinality groups instead, as is told by their sum.
 
         Args:
             path: the pattern file.
@@ -125,16 +126,16 @@ class Genotype:
             GenotypeError: malformed file, or a pattern that does not fit the architecture.
         """
         patterns = _read_json(path)
-        channels = _stage_convs_3x3(architecture, str(path))
-        if not isinstance(patterns, list) or len(patterns) != len(channels):
+        sizes = _stage_convs_3x3(architecture, str(path))
+        if not isinstance(patterns, list) or len(patterns) != len(sizes):
             found = f"{len(patterns)} patterns" if isinstance(patterns, list) else type(patterns).__name__
             raise GenotypeError(
-                f"{path}: expected a list of {len(channels)} patterns, one per 3x3 convolution of {architecture},"
+                f"{path}: expected a list of {len(sizes)} patterns, one per 3x3 convolution of {architecture},"
                 f" found {found}"
             )
         convs = {
-            name: _ic_conv_runs(pattern, name, channels[name], str(path))
-            for name, pattern in zip(channels, patterns, strict=True)
+            name: _ic_conv_runs(pattern, name, *sizes[name], str(path))
+            for name, pattern in zip(sizes, patterns, strict=True)
         }
         provenance = {"method": "ic_conv", "note": f"converted from the pattern file {Path(path).name}"}
         return cls(architecture=architecture, convs=convs, provenance=provenance, source=str(path))
@@ -390,8 +391,8 @@ def _format_json(data: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 
-def _stage_convs_3x3(architecture: str, source: str) -> dict[str, int]:
-    """Output channels of a timm network's 3x3 convolutions in its stages (the stem left out), in network order."""
+def _stage_convs_3x3(architecture: str, source: str) -> dict[str, tuple[int, int]]:
+    """Output channels and cardinality groups of a timm network's 3x3 convolutions, in network order, without stem."""
     import timm
     import torch
 
@@ -401,13 +402,13 @@ def _stage_convs_3x3(architecture: str, source: str) -> dict[str, int]:
         model = timm.create_model(architecture)
     stages = tuple(info["module"] for info in model.feature_info[1:])
     return {
-        name: module.out_channels
+        name: (module.out_channels, module.groups)
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3) and name.startswith(stages)
     }
 
 
-def _ic_conv_runs(pattern: Any, name: str, out_channels: int, source: str) -> tuple[Run, ...]:
+def _ic_conv_runs(pattern: Any, name: str, out_channels: int, groups: int, source: str) -> tuple[Run, ...]:
     runs = []
     for key, channels in _items(pattern, f"the pattern of {name}", source):
         extra = re.fullmatch(r"\(([0-9]{1,3}), ?([0-9]{1,3})\)", key)
@@ -417,6 +418,9 @@ def _ic_conv_runs(pattern: Any, name: str, out_channels: int, source: str) -> tu
             continue  # the published files list every pattern, used or not
         runs.append(_read_run([channels, int(extra[1]) + 1, int(extra[2]) + 1], name, source))
     total = sum(run.channels for run in runs)
+    if total == groups > 1:
+        return tuple(run._replace(channels=run.channels * out_channels // groups) for run in runs)
     if total != out_channels:
-        raise GenotypeError(f"{source}: {name}: its pattern adds up to {total} channels, expected {out_channels}")
+        expected = f"{out_channels} channels" if groups == 1 else f"{out_channels} channels or {groups} groups"
+        raise GenotypeError(f"{source}: {name}: its pattern adds up to {total}, expected {expected}")
     return tuple(runs)

@@ -485,6 +485,21 @@ def test_from_ic_conv_fits_its_network(tmp_path):
     assert model.get_submodule("layer2.0.conv2").runs == genotype.convs["layer2.0.conv2"]
 
 
+def test_from_ic_conv_counts_cardinality_groups_in_grouped_convolutions(tmp_path):
+    """As the published pattern file of ResNeXt-101 32x4d does: 33 patterns that each add up to 32."""
+    patterns = [{"(0, 0)": 19, "(0, 1)": 1, "(1, 0)": 0, "(3, 2)": 12}] * 33
+    path = write(tmp_path, json.dumps(patterns))
+    genotype = Genotype.from_ic_conv(path, "resnext101_32x4d")
+    assert genotype.convs["layer1.0.conv2"] == (Run(76, 1, 1), Run(4, 1, 2), Run(48, 4, 3))
+    assert genotype.convs["layer4.2.conv2"] == (Run(608, 1, 1), Run(32, 1, 2), Run(384, 4, 3))
+    with torch.device("meta"):
+        transform(timm.create_model("resnext101_32x4d"), genotype)
+    path = write(tmp_path, json.dumps([{"(0, 0)": 31}] * 33))
+    with pytest.raises(GenotypeError) as error:
+        Genotype.from_ic_conv(path, "resnext101_32x4d")
+    assert_refused(error, path, ["layer1.0.conv2", "31", "128 channels or 32 groups"])
+
+
 def with_pattern(index, pattern):
     patterns = ic_patterns()
     patterns[index] = pattern
