@@ -13,6 +13,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from timm.utils import reparameterize_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
 
 from nats_zoo import Genotype, GenotypeError, RegroupedConv2d, transform
 from nats_zoo.deployed_conv import DeployedConv2d
@@ -73,6 +74,12 @@ def images(size=64):
 
 def difference(a, b):
     return ((a - b).abs().max() / b.std()).item()
+
+
+def count_multiply_adds(model, x):
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    return counter.get_total_flops() // 2
 
 
 def regrouped(model):
@@ -253,7 +260,7 @@ def test_deployed_models_are_deep_copied_compiled_and_exported(build):
     output_stride=st.sampled_from([32, 16, 8]),
 )
 def test_random_networks(randomise_bn, seed, block, layers, cardinality, blur, attention, shortcut, output_stride):
-    """Any genotype in any of timm's ResNets: same state dict and shapes, equal deployed outputs, and back again."""
+    """Any genotype in any of timm's ResNets: same state dict, multiply-adds and shapes, deployed equally, and back."""
     is_grouped = block is Bottleneck and cardinality > 1
     options = dict(block=block, layers=layers, channels=(8, 16, 24, 32), avg_down=shortcut, output_stride=output_stride)
     options |= dict(block_args=dict(attn_layer=attention)) if attention else {}
@@ -264,12 +271,16 @@ def test_random_networks(randomise_bn, seed, block, layers, cardinality, blur, a
     randomise_bn(model, torch.Generator().manual_seed(seed))
     x = torch.randn(1, 3, 40, 48, dtype=torch.float64)
     y, state = model(x), {key: value.clone() for key, value in model.state_dict().items()}
+    parameters, multiply_adds = [(n, p.shape) for n, p in model.named_parameters()], count_multiply_adds(model, x)
     transform(model, draw_genotype(model, "resnet18", seed))
     assert list(model.state_dict()) == list(state)
+    assert [(n, p.shape) for n, p in model.named_parameters()] == parameters
+    assert count_multiply_adds(model, x) == multiply_adds
     changed = model(x)
     assert changed.shape == y.shape
     deployed = reparameterize_model(model)
     torch.testing.assert_close(deployed(x), changed, rtol=1e-8, atol=1e-8 * changed.std().item())
+    assert count_multiply_adds(deployed, x) == multiply_adds
     to_plain(model)
     assert not regrouped(model)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
