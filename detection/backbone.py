@@ -15,6 +15,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from ..errors import NatsError
 from ..genotype import Genotype, resolve_genotype
 from ..hub import CONFIG_NAME, WEIGHTS_NAME, read_config, resolve_folder
+from ..nats_any import NAME as NATS_ANY
 from ..nats_resnet import default_genotype
 from ..transform import VARIANT_PREFIX
 
@@ -53,7 +54,8 @@ def create_body(name: str, genotype: Genotype | Mapping | str | None = None, wei
 
     Args:
         name: a timm model name, with a tag if wanted (`resnet50.tv_in1k`), plain or a nats variant.
-        genotype: what the nats variant runs; given with a plain name, the variant of that name is built.
+        genotype: what the nats variant runs; given with a plain name, the variant of that name is built, or the plain
+            network regrouped where there is none.
         weights: "pretrained" for timm's ImageNet weights; the folder, safetensors file or Hub repository of a timm
             model of the same (plain) architecture, or of a detector on it, whose backbone is taken; None for random
             ones.
@@ -65,20 +67,25 @@ def create_body(name: str, genotype: Genotype | Mapping | str | None = None, wei
         NatsError: no such model, no such maps, or weights that do not fit.
     """
     name, tag = _split_tag(name)
-    if genotype is not None and not name.startswith(VARIANT_PREFIX):
-        name = VARIANT_PREFIX + name
     if not timm.is_model(name):
         raise NatsError(f"backbone: timm has no model {name!r}")
-    if name.startswith(VARIANT_PREFIX):
-        genotype = resolve_genotype(genotype or default_genotype(name.removeprefix(VARIANT_PREFIX)))
+    if name == NATS_ANY:
+        raise NatsError(f"backbone {name}: name the plain architecture instead, and give its genotype")
+    plain = name.removeprefix(VARIANT_PREFIX)
+    if name != plain or genotype is not None:
+        genotype = resolve_genotype(default_genotype(plain) if genotype is None else genotype)
     arguments = {} if genotype is None else {"genotype": genotype}
+    if genotype is not None and timm.is_model(VARIANT_PREFIX + plain):
+        name = VARIANT_PREFIX + plain
+    elif genotype is not None:
+        arguments["architecture"], name, tag = name + tag, NATS_ANY, ""
     arguments["out_indices"] = _pyramid_indices(name, arguments)
     if weights == "pretrained":
         body = _create(name + tag, pretrained=True, **arguments)
     elif weights is None:
         body = _create(name, **arguments)
     else:
-        body = _create(name, pretrained=True, pretrained_cfg_overlay=_weights_overlay(name, weights), **arguments)
+        body = _create(name, pretrained=True, pretrained_cfg_overlay=_weights_overlay(plain, weights), **arguments)
         body.pretrained_cfg.pop("state_dict")  # loaded by now; it would be kept as a second copy
     body.genotype = genotype  # the feature wrapper drops the network's own attribute
     return body
@@ -190,7 +197,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 def _check_weights(name: str, tensors: Mapping[str, Tensor], source: str) -> None:
     """timm loads a headless network leniently; weights of another network must not pass for a pretrained one."""
     with torch.device("meta"):
-        expected = timm.create_model(name.removeprefix(VARIANT_PREFIX), num_classes=0).state_dict()
+        expected = timm.create_model(name, num_classes=0).state_dict()
     for key, tensor in expected.items():
         found = tuple(tensors[key].shape) if key in tensors else "missing"
         if found != tuple(tensor.shape) and not (found == "missing" and key.endswith("num_batches_tracked")):

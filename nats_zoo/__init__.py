@@ -6,12 +6,13 @@ imported on first use.
 
 import importlib
 
-from . import nats_resnet  # registers the variants
+from . import nats_any, nats_resnet  # registers the variants
 from .batch_norm import recalibrate_bn
 from .errors import GenotypeError, NatsError
 from .genotype import Genotype, Run, published_genotypes
 from .hub import from_pretrained, publish, save_backbone
 from .regrouped_conv import RegroupedConv2d
+from .stages import searchable_convs
 from .transform import transform
 from .version import __version__
 
@@ -25,11 +26,13 @@ __all__ = [
     "Run",
     "__version__",
     "from_pretrained",
+    "nats_any",
     "nats_resnet",
     "publish",
     "published_genotypes",
     "recalibrate_bn",
     "save_backbone",
+    "searchable_convs",
     "transform",
 ]
 

@@ -31,6 +31,9 @@ MAX_DILATION = 1024  # they keep a damaged file from asking for gigabytes
 MAX_DEPTH = 64  # of provenance: JSON is read and written recursively, and from any depth of the program's own stack
 GENOTYPE_DIR = Path(__file__).parent / "genotypes"
 
+# The search's modes, as provenance's `method` names them; any other genotype was not searched.
+SEARCH_METHODS = ("mixture", "sampled", "sensitivity")
+
 Dilation = tuple[int, int]
 PLAIN: Dilation = (1, 1)
 

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from .errors import NatsError
 from .files import atomic_file, atomic_folder, read_json
-from .genotype import Genotype
+from .genotype import SEARCH_METHODS, Genotype
+from .nats_any import NAME as NATS_ANY
 from .version import __version__
 
 CONFIG_NAME = "config.json"
@@ -48,9 +49,6 @@ PLAIN_FINGERPRINT = "plain"
 
 # A card is written before it is known where it will be published; `publish` puts the repository's id here.
 CARD_REPO = "ORG/NAME"
-
-# The search's modes, as a genotype's provenance names them.
-_SEARCH_METHODS = ("mixture", "sampled", "sensitivity")
 
 _LOGIN = "run `hf auth login` or set HF_TOKEN"
 # What the Hub client's errors (classes, or the status of an answer) mean to a user; the first that applies.
@@ -263,8 +261,10 @@ def save_backbone(
         NatsError: not such a model, one that its config would not rebuild, or another folder in the way.
     """
     genotype = getattr(model, "genotype", None)
-    if not isinstance(genotype, Genotype):
-        raise NatsError(f"{type(model).__name__} is not saved as a backbone: expected a nats_* model of timm")
+    if not isinstance(genotype, Genotype) or not hasattr(model, "num_classes"):  # features_only has no classifier
+        raise NatsError(
+            f"{type(model).__name__} is not saved as a backbone: expected a nats_* model of timm, without features_only"
+        )
 
     def write(new: Path) -> None:
         _save_config(model, new / CONFIG_NAME)
@@ -357,7 +357,10 @@ def _backbone_card(model: nn.Module, genotype: Genotype, metrics: Mapping[str, A
     sections = [
         f"---\n{header.to_yaml()}\n---",
         _CARD_BODY.format(
-            name=cfg["architecture"], plain=genotype.architecture, origin=genotype_origin(genotype), repo=CARD_REPO
+            title=cfg["architecture"] if cfg["architecture"] != NATS_ANY else f"{genotype.architecture}, regrouped",
+            plain=genotype.architecture,
+            origin=genotype_origin(genotype),
+            repo=CARD_REPO,
         ),
         f"## Genotype\n\n![Dilations of each convolution]({CHART_NAME})\n\n```\n{genotype}\n```",
         card_table("Metrics", metrics),
@@ -375,7 +378,7 @@ def genotype_origin(genotype: Genotype) -> str:
         source = _code(provenance.get("source_architecture", "another network"))
         name = f" ({_code(provenance['source_genotype'])})" if "source_genotype" in provenance else ""
         origin = f"They were not searched for this network: they are transferred from the genotype of {source}{name}."
-    elif method in _SEARCH_METHODS:
+    elif method in SEARCH_METHODS:
         origin = f"A search chose them ({_code(method)})."
     else:
         origin = f"Their provenance states the method {_code(method)}." if method else "Their origin is not stated."
@@ -412,7 +415,7 @@ def _cell(text: str) -> str:
 
 
 _CARD_BODY = """\
-# {name}
+# {title}
 
 A backbone for object detection: timm's `{plain}` with some output channels of its convolutions at other dilations.
 Same parameters, same multiply-adds and same state dict as `{plain}`. {origin}

@@ -22,6 +22,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from .errors import GenotypeError
 from .genotype import Genotype, resolve_genotype
+from .model_args import RecordsGenotype, refuse_genotype_path
 from .transform import VARIANT_PREFIX, check_architecture, transform
 
 __all__ = ["DEFAULT_GENOTYPES", "NatsResNet", "default_genotype"]
@@ -45,7 +46,7 @@ DEFAULT_GENOTYPES: dict[str, str] = {
 DEFAULT_TAG = "tv_in1k"
 
 
-class NatsResNet(ResNet):
+class NatsResNet(RecordsGenotype, ResNet):
     """timm's ResNet, transformed by a genotype in its constructor.
 
     Args:
@@ -69,18 +70,6 @@ class NatsResNet(ResNet):
         check_architecture(self.genotype, architecture)
         transform(self, self.genotype)
 
-    __jit_unused_properties__ = ("_model_args",)  # else TorchScript would compile the property below
-
-    # timm sets `_model_args` after construction and writes it into config.json; there the genotype, the default one
-    # included, must travel as data: a path means nothing elsewhere and a default may change.
-    @property
-    def _model_args(self) -> dict[str, Any]:
-        return self._timm_args
-
-    @_model_args.setter
-    def _model_args(self, args: Mapping[str, Any]) -> None:
-        self._timm_args = dict(args, genotype=self.genotype.to_dict())
-
 
 def default_genotype(architecture: str) -> str:
     """Name of the published genotype that a variant runs unless told otherwise; `architecture` is the plain one."""
@@ -100,10 +89,7 @@ default_cfgs = {VARIANT_PREFIX + name: _derive_cfgs(name) for name in DEFAULT_GE
 
 
 def _create_nats_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> NatsResNet:
-    saved = (kwargs.get("pretrained_model_args") or {}).get("genotype")
-    if saved is not None and not isinstance(saved, Mapping):
-        # A downloaded config must not make us read a file of its choice.
-        raise GenotypeError(f"config.json: model_args: genotype must be the genotype itself, found {saved!r}")
+    refuse_genotype_path(kwargs.get("pretrained_model_args"))
     return build_model_with_cfg(
         NatsResNet, variant, pretrained, architecture=variant.removeprefix(VARIANT_PREFIX), **kwargs
     )

@@ -32,8 +32,8 @@ def transform(model: nn.Module, genotype: Genotype | Mapping | str | os.PathLike
         The same model.
 
     Raises:
-        GenotypeError: another architecture, an unknown convolution, runs that do not fit it, a convolution inside a
-            block that rebuilds it for deployment, or a network that is regrouped already.
+        GenotypeError: another architecture, an unknown convolution, runs that do not fit it, a convolution with hooks
+            or inside a block that rebuilds it for deployment, or a network that is regrouped already.
     """
     genotype = resolve_genotype(genotype)
     found = architecture_of(model)
@@ -43,10 +43,10 @@ def transform(model: nn.Module, genotype: Genotype | Mapping | str | os.PathLike
         raise GenotypeError(f"{genotype.source}: the model is in deployment form already, expected a plain network")
     modules = dict(model.named_modules())
     _refuse_regrouped(modules, genotype)
-    regrouped = {name: _regroup(modules, name, genotype) for name in genotype.convs}
-    for name, conv in regrouped.items():
-        model.set_submodule(name, conv)
+    _replace(model, {modules.get(name): _regroup(modules, name, genotype) for name in genotype.convs})
     adopt_blocks(model)
+    if isinstance(getattr(model, "genotype", None), Genotype):  # a variant's that was plain: what it would save
+        model.genotype = genotype
     return model
 
 
@@ -61,9 +61,7 @@ def to_plain(model: nn.Module) -> nn.Module:
     """
     if is_deployed(model):
         raise GenotypeError(f"{type(model).__name__}: is in deployment form, expected the form that trains")
-    regrouped = {name: module for name, module in model.named_modules() if isinstance(module, RegroupedConv2d)}
-    for name, conv in {name: conv.to_plain() for name, conv in regrouped.items()}.items():
-        model.set_submodule(name, conv)
+    _replace(model, {module: module.to_plain() for module in model.modules() if isinstance(module, RegroupedConv2d)})
     release_blocks(model)
     genotype = getattr(model, "genotype", None)
     if isinstance(genotype, Genotype):  # of a variant: what it would save
@@ -73,6 +71,9 @@ def to_plain(model: nn.Module) -> nn.Module:
 
 def architecture_of(model: nn.Module) -> str | None:
     """timm's name of the plain network, or None for a network that timm did not build."""
+    genotype = getattr(model, "genotype", None)
+    if isinstance(genotype, Genotype):  # timm calls a network of any architecture nats_any
+        return genotype.architecture
     cfg = getattr(model, "pretrained_cfg", None) or {}
     name = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
     return name.removeprefix(VARIANT_PREFIX) if name else None
@@ -87,6 +88,13 @@ def check_architecture(genotype: Genotype, architecture: str) -> None:
         )
 
 
+def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Put modules in the places of others, in all of them where several parents share one."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in replacements:
+            model.set_submodule(name, replacements[module])
+
+
 def _regroup(modules: dict[str, nn.Module], name: str, genotype: Genotype) -> RegroupedConv2d:
     conv = modules.get(name)
     if conv is None:
@@ -94,7 +102,10 @@ def _regroup(modules: dict[str, nn.Module], name: str, genotype: Genotype) -> Re
     where = f"{genotype.source}: {name}"
     if not isinstance(conv, nn.Conv2d):
         raise GenotypeError(f"{where} is a {type(conv).__name__}, expected a Conv2d")
-    _refuse_foreign_hooks(modules, name, where)
+    if any((conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks, conv._backward_pre_hooks)):
+        # Weight normalisation and pruning, too, compute the weight in one.
+        raise GenotypeError(f"{where} has hooks, which would be lost; regroup first, then register them")
+    refuse_foreign_hooks(modules, name, where)
     return RegroupedConv2d.from_conv(conv, genotype.convs[name], genotype.gains.get(name), name=where)
 
 
@@ -107,7 +118,8 @@ def _refuse_regrouped(modules: dict[str, nn.Module], genotype: Genotype) -> None
             )
 
 
-def _refuse_foreign_hooks(modules: dict[str, nn.Module], name: str, where: str) -> None:
+def refuse_foreign_hooks(modules: Mapping[str, nn.Module], name: str, where: str) -> None:
+    """Raise GenotypeError if a convolution lies in a block that would rebuild it for deployment, without dilations."""
     owner = name
     while "." in owner:
         owner = owner.rpartition(".")[0]

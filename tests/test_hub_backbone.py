@@ -239,6 +239,13 @@ def test_only_a_model_with_a_genotype_is_saved(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_feature_extractor_is_not_saved(tmp_path):
+    options = dict(architecture="regnetx_002", genotype=Genotype("regnetx_002", {}), features_only=True)
+    with pytest.raises(NatsError, match="without features_only"):
+        hub.save_backbone(timm.create_model("nats_any", **options), tmp_path / "backbone")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_that_its_config_would_not_rebuild_leaves_no_folder(tmp_path):
     for spoiled in (build(random_genotype(1)), build(random_genotype(1), norm_layer=torch.nn.BatchNorm2d)):
         if "norm_layer" not in spoiled._model_args:
