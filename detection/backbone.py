@@ -2,25 +2,21 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from ..errors import NatsError
 from ..genotype import Genotype, resolve_genotype
-from ..hub import CONFIG_NAME, WEIGHTS_NAME, read_config, resolve_folder
 from ..nats_any import NAME as NATS_ANY
 from ..nats_resnet import default_genotype
 from ..transform import VARIANT_PREFIX
+from ..weights import weights_overlay
 
 PYRAMID_STRIDES = [4, 8, 16, 32]
-BODY = "backbone.body."  # where a detector's state dict holds its backbone
 
 
 class BackboneWithFPN(nn.Module):
@@ -85,7 +81,7 @@ def create_body(name: str, genotype: Genotype | Mapping | str | None = None, wei
     elif weights is None:
         body = _create(name, **arguments)
     else:
-        body = _create(name, pretrained=True, pretrained_cfg_overlay=_weights_overlay(plain, weights), **arguments)
+        body = _create(name, pretrained=True, pretrained_cfg_overlay=weights_overlay(plain, weights), **arguments)
         body.pretrained_cfg.pop("state_dict")  # loaded by now; it would be kept as a second copy
     body.genotype = genotype  # the feature wrapper drops the network's own attribute
     return body
@@ -162,43 +158,3 @@ def _parts(module: nn.Module, ends: set[str], prefix: str = "") -> Iterator[tupl
             yield from _parts(child, ends, inner)
         else:
             yield prefix + name, child
-
-
-def _weights_overlay(name: str, weights: str) -> dict[str, Any]:
-    """What to tell timm so that it loads these weights, with their own normalisation."""
-    path = Path(weights) if weights.endswith(".safetensors") else resolve_folder(weights)
-    tensors, cfg = _read_folder(path) if path.is_dir() else (_read_tensors(path), {})
-    _check_weights(name, tensors, weights)
-    return {**cfg, "state_dict": tensors, "file": None, "hf_hub_id": None, "url": ""}
-
-
-def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and pretrained cfg of a timm model's folder, or of the backbone in a detector's folder."""
-    config = read_config(folder)
-    tensors = _read_tensors(folder / WEIGHTS_NAME)
-    if "framework" in config:
-        tensors = {key.removeprefix(BODY): value for key, value in tensors.items() if key.startswith(BODY)}
-        return tensors, {"mean": config.get("image_mean"), "std": config.get("image_std")}
-    cfg = config.get("pretrained_cfg")
-    if not isinstance(cfg, dict):
-        raise NatsError(f"{folder / CONFIG_NAME}: expected a timm config with the key 'pretrained_cfg'")
-    return tensors, {key: cfg[key] for key in ("mean", "std", "num_classes", "classifier") if key in cfg}
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except OSError as error:
-        raise NatsError(f"{file}: can not be read: {error.strerror or _one_line(error)}") from error
-    except SafetensorError as error:
-        raise NatsError(f"{file}: not a safetensors file: {_one_line(error)}") from error
-
-
-def _check_weights(name: str, tensors: Mapping[str, Tensor], source: str) -> None:
-    """timm loads a headless network leniently; weights of another network must not pass for a pretrained one."""
-    with torch.device("meta"):
-        expected = timm.create_model(name, num_classes=0).state_dict()
-    for key, tensor in expected.items():
-        found = tuple(tensors[key].shape) if key in tensors else "missing"
-        if found != tuple(tensor.shape) and not (found == "missing" and key.endswith("num_batches_tracked")):
-            raise NatsError(f"{source}: weights of another network: {key} is {found}, expected {tuple(tensor.shape)}")
