@@ -13,7 +13,7 @@ from .genotype import Genotype, Run, published_genotypes
 from .hub import from_pretrained, publish, save_backbone
 from .regrouped_conv import RegroupedConv2d
 from .stages import searchable_convs
-from .transform import transform
+from .transform import to_plain, transform
 from .version import __version__
 
 _LAZY_PACKAGES = ("detection", "search")
@@ -33,6 +33,7 @@ __all__ = [
     "recalibrate_bn",
     "save_backbone",
     "searchable_convs",
+    "to_plain",
     "transform",
 ]
 

@@ -15,12 +15,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from nats_zoo import Genotype, GenotypeError, RegroupedConv2d, transform
+from nats_zoo import Genotype, GenotypeError, RegroupedConv2d, to_plain, transform
 from nats_zoo.deployed_conv import DeployedConv2d
 from nats_zoo.genotype import runs_from_channels
 from nats_zoo.regrouped_conv import RegroupedConv2dSame
 from nats_zoo.stages import searchable_convs
-from nats_zoo.transform import to_plain
 
 SHALLOW = dict(layers=(1, 1, 1, 1), zero_init_last=False)
 BLURRED = dict(aa_layer=BlurPool2d)
