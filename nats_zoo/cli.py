@@ -64,6 +64,7 @@ def _run(name: str, arguments: list[str]) -> int:
     parser = ArgumentParser(prog=f"nats {name}", description=COMMANDS[name].summary, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     run = COMMANDS[name].build(parser)
+    _allow_bare_flags(parser)
     try:
         options = parser.instantiate(parser.parse_args(arguments))
         options.pop("config", None)
@@ -79,6 +80,13 @@ def _run(name: str, arguments: list[str]) -> int:
         print("nats: interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _allow_bare_flags(parser: Any) -> None:
+    """Let `--fixed` stand for `--fixed true`."""
+    for action in parser._actions:
+        if action.option_strings and getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True
 
 
 def _fail(message: str) -> int:
@@ -137,6 +145,144 @@ def _print_once(text: str) -> None:
 
 def _typed_command() -> str:
     return shlex.join(["nats", *sys.argv[1:]])
+
+
+def list_zoo(json: bool = False) -> None:
+    """List the variants, their default genotypes with how those were found, and the tags of pretrained weights.
+
+    Args:
+        json: print JSON instead of a table, with the whole provenance.
+    """
+    from .zoo import list_zoo as list_entries
+    from .zoo import zoo_table
+
+    entries = list_entries()
+    if json:
+        from json import dumps
+
+        print(dumps([entry.to_dict() for entry in entries], indent=2))
+    else:
+        print(zoo_table(entries))
+
+
+def show(genotype: str, output: str | None = None) -> None:
+    """Print a genotype's table and provenance, and draw its chart.
+
+    Args:
+        genotype: a published genotype's name, a variant's (its default), a genotype file, or the folder of a search or
+            model.
+        output: PNG file for the chart; default: the genotype's name in the working folder.
+    """
+    from .source import find_genotype, genotype_name
+    from .zoo import provenance_lines
+
+    found = find_genotype(genotype)
+    target = _output_file(output or f"{genotype_name(found)}.png")
+    from .figures import genotype_chart
+
+    print(found, "", *provenance_lines(found.provenance), sep="\n")
+    genotype_chart(found, target)
+    print(f"\nchart: {target}")
+
+
+def erf(
+    model: str,
+    genotype: str | None = None,
+    weights: str | None = None,
+    size: int = 768,
+    stage: int = 4,
+    output: str = "erf.png",
+    seed: int = 0,
+) -> None:
+    """Draw the effective receptive fields of the plain and of the NATS network side by side, with their radii.
+
+    Args:
+        model: a variant or timm network, or the folder or Hub repository of a backbone or detector.
+        genotype: a genotype's name or file; default: the model's own, else the architecture's default one.
+        weights: random, pretrained (timm's, downloaded unless cached), or the folder, safetensors file or Hub
+            repository of a model; default: the model folder's own, for a name random ones.
+        size: height and width of the input, in pixels.
+        stage: whose map's centre neuron is looked at; stage 4 has stride 32.
+        output: PNG file.
+        seed: of random weights.
+    """
+    import torch
+
+    from .erf import erf_radius, plain_and_nats_fields
+    from .source import RANDOM, find_nats_source, genotype_name, stage_index, weights_name
+
+    target = _output_file(output)
+    source = find_nats_source(model, genotype)
+    weights = weights or (str(source.folder) if source.folder else RANDOM)
+    torch.manual_seed(seed)
+    index = stage_index(source, stage)
+    network = source.create(weights, features_only=True, out_indices=(index,))
+    fields = plain_and_nats_fields(network, size, source.in_channels)
+    from .figures import erf_picture
+
+    used = f"{weights_name(source, weights)}{f', seed {seed}' if weights == RANDOM else ''}"
+    title = f"Effective receptive field of {source.architecture}, stage {stage}, in {size} x {size} pixels"
+    name = f"NATS: {genotype_name(source.genotype)}"
+    erf_picture(*fields, target, f"{title}\nweights: {used}", name)
+    print(f"{title}; weights: {used}")
+    for label, field in zip(("plain", name), fields, strict=True):
+        print(f"{label}: {erf_radius(field)}")
+    print(f"picture: {target}")
+
+
+def export(
+    model: str,
+    output: str | None = None,
+    format: Literal["onnx", "torch", "torchscript"] = "onnx",
+    genotype: str | None = None,
+    weights: str | None = None,
+    outputs: Literal["features", "logits"] = "features",
+    size: int | tuple[int, int] = 224,
+    fixed: bool = False,
+    opset: int | None = None,
+    deploy: bool = False,
+) -> None:
+    """Write a backbone as a file for other runtimes, and check that it gives the same outputs there.
+
+    Args:
+        model: a variant or timm network, or the folder or Hub repository of a backbone.
+        output: the file; default: the model's name in the working folder, with the format's suffix.
+        format: onnx, torch (a torch.export program, .pt2) or torchscript (a trace).
+        genotype: a genotype's name or file; default: the model's own.
+        weights: random, pretrained (timm's, downloaded unless cached), or the folder, safetensors file or Hub
+            repository of a model; default: the model folder's own. A name needs it.
+        outputs: features (the maps at strides 4, 8, 16 and 32) or logits (the whole classifier).
+        size: of the images that it is traced with, in pixels; a number, or [height, width].
+        fixed: one image of that size only, instead of any batch and any size from 64 pixels (of some networks: any
+            multiple of 32).
+        opset: of ONNX; default: torch's choice.
+        deploy: deployment form first: batch norms folded, channels sorted by dilation.
+    """
+    import torch
+    from timm.utils import reparameterize_model
+
+    from .export import SUFFIXES, describe_file
+    from .export import export as export_network
+    from .source import create_backbone, find_source
+
+    source = find_source(model, genotype)
+    target = _output_file(output or source.label + SUFFIXES[format])
+    torch.manual_seed(0)  # of random weights
+    network = create_backbone(source, weights, with_classifier=outputs == "logits")
+    if deploy:
+        network = reparameterize_model(network)
+    written = export_network(network, target, format, size, source.in_channels, not fixed, opset)
+    print(*describe_file(network, target, written), sep="\n")
+
+
+def _output_file(path: str) -> Path:
+    """The path of a file to be written, seen to be possible before the work for it begins."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise NatsError(f"output: {path}: there is no folder {target.parent}")
+    if target.is_dir():
+        raise NatsError(f"output: {path}: expected a file, found a folder")
+    return target
 
 
 def evaluate(
@@ -227,10 +373,14 @@ def demo(output: str = "demo", seed: int = 0) -> None:
 
 
 COMMANDS = {
+    "list": Command("the variants, their genotypes and their pretrained weights", _from_function(list_zoo)),
+    "show": Command("a genotype's table, provenance and chart", _from_function(show)),
+    "erf": Command("receptive fields of the plain and the NATS network, side by side", _from_function(erf)),
     "search": Command("find a genotype for a detector's backbone", _search),
     "train": Command("train a detector on a timm backbone", _train),
     "evaluate": Command("COCO metrics of a detector", _from_function(evaluate)),
     "predict": Command("draw a detector's boxes on images", _predict),
+    "export": Command("a backbone as ONNX, torch.export or TorchScript file", _from_function(export)),
     "publish": Command("put a model folder on the Hugging Face Hub", _from_function(publish)),
     "demo": Command("the whole path on a drawn data set, without a download", _from_function(demo)),
 }

@@ -8,49 +8,67 @@ resumed run) replaces the earlier one.
 import json
 import math
 import os
+import re
 import reprlib
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
+import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_hex
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Circle, Patch
+from torch import Tensor
 
+from .erf import SHARE, ErfExtent, erf_radius
 from .errors import NatsError
 from .files import atomic_file
 from .genotype import PLAIN, Dilation, Genotype
+from .stages import searchable_convs
+from .zoo import origin
 
 DPI = 120
-WIDTH_PER_BAR = 0.28  # inches
+# Inches. Bars get narrower before a chart gets so wide that a page or a screen would have to shrink it.
+WIDEST_BAR, NARROWEST_BAR, BARS_WIDTH = 0.28, 0.15, 8.0
+LEGEND_ROWS = 16
 LOG_KEYS = ("step", "epoch", "loss", "lr", "AP", "AP50", "alpha_loss", "entropy", "share_changed")
+
+CIRCLE_COLOUR = "#5fd7ff"
 
 # Light to dark. Grey, green, blue and orange stay apart for the common kinds of colour blindness.
 PLAIN_COLOUR = "#d9d9d9"
-ISOTROPIC_RAMP = LinearSegmentedColormap.from_list("isotropic", ["#9fdc9a", "#2f9e55", "#00301c"])
+ISOTROPIC_RAMP = LinearSegmentedColormap.from_list("isotropic", ["#8fd48a", "#2f9e55", "#00301c"])
 WIDE_RAMP = LinearSegmentedColormap.from_list("wide", ["#b5d3ff", "#2a6fdb", "#0a1f5c"])
-TALL_RAMP = LinearSegmentedColormap.from_list("tall", ["#ffd08a", "#e0690c", "#611a00"])
+TALL_RAMP = LinearSegmentedColormap.from_list("tall", ["#ffbf66", "#e0690c", "#611a00"])
 
 
 def genotype_chart(genotype: Genotype, path: str | os.PathLike) -> None:
     """Draw the share of each dilation in each convolution: one stacked bar per convolution, grouped by stage.
 
+    Stages are read off the convolutions' names (`layer2`, `s2`, `blocks.2`); where those tell none (VGG's
+    `features.5`), they are timm's.
+
     Args:
         genotype: what to draw; convolutions it does not name are left out.
         path: the PNG file.
     """
-    shares = genotype.dilation_shares()
-    places = _bar_places(list(shares))
-    width = max(6.0, 2.4 + WIDTH_PER_BAR * (1 + max(places.values(), default=0)))
-    figure = Figure(figsize=(width, 3.9), layout="constrained")
+    stages = _stages(genotype)
+    places = _bar_places(stages)
+    overall = _overall_shares(genotype)
+    bars = 1 + max(places.values(), default=0)
+    bar_width = min(WIDEST_BAR, max(NARROWEST_BAR, BARS_WIDTH / bars))
+    width = max(6.0, 2.4 + 1.2 * (_legend_columns(overall) - 1) + bar_width * bars)
+    height = max(4.1, 1.4 + 0.2 * min(len(overall), LEGEND_ROWS))
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(_genotype_title(genotype, max_length=int(14 * width)), fontsize=9)
     axes = figure.add_subplot()
-    overall = _overall_shares(genotype)
-    _stack_bars(axes, shares, places, list(overall))
-    _label_bars(axes, places)
-    _label_stages(axes, places)
+    _stack_bars(axes, genotype.dilation_shares(), places, list(overall))
+    _label_bars(axes, stages, places, fontsize=8 if bar_width > 0.2 else 6.5)
+    _label_stages(axes, stages, places)
     _add_dilation_legend(axes, overall)
     _save_png(figure, path)
 
@@ -142,6 +160,55 @@ def alpha_heatmaps(
     _save_png(figure, path)
 
 
+def erf_picture(
+    plain: Tensor, nats: Tensor, path: str | os.PathLike, title: str = "", nats_name: str = "NATS", share: float = SHARE
+) -> None:
+    """Draw two effective receptive fields side by side, on one colour scale, each with its radius.
+
+    Colours show the share of |gradient| per pixel; each field adds up to 1. They follow the square root, so that the
+    tails show, and end at the 99.9th percentile of both. The circle is that of `erf.erf_radius`; the plain one is
+    repeated, dashed, in the second picture. A field that the image is too small for is said to be cut.
+
+    Args:
+        plain, nats: fields (H, W) of `erf.effective_receptive_field`, of equal size.
+        path: the PNG file.
+        title: what was measured: network, weights, input.
+        nats_name: what the second network is called, such as its genotype's name.
+        share: of the total inside the circle, in 0..1.
+    """
+    fields = [(1e6 * field / field.sum()).cpu().numpy() for field in (plain, nats)]
+    extents = [erf_radius(field, share) for field in (plain, nats)]
+    norm = PowerNorm(0.5, 0, max(np.quantile(field, 0.999) for field in fields))
+    figure = Figure(figsize=(10.0, 5.8), layout="compressed")
+    figure.suptitle(title, fontsize=10)
+    grid = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, name, field, extent in zip(grid, ("plain", nats_name), fields, extents, strict=True):
+        height, width = field.shape
+        image = axes.imshow(field, norm=norm, cmap="magma", extent=(0, width, height, 0))
+        _draw_circle(axes, extent, linewidth=1.6)
+        _describe_extent(axes, name, extent)
+    _draw_circle(grid[1], extents[0], linewidth=1.2, linestyle="--")
+    grid[0].set_ylabel("row (pixels)", fontsize=9)
+    bar = figure.colorbar(image, ax=grid, fraction=0.03, aspect=30, extend="max")
+    bar.set_label("|gradient| per pixel, in millionths of all (square-root scale)", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    _save_png(figure, path)
+
+
+def _draw_circle(axes: Axes, extent: ErfExtent, **style: Any) -> None:
+    y, x = extent.centre
+    axes.add_patch(Circle((x, y), extent.radius, fill=False, edgecolor=CIRCLE_COLOUR, **style))
+
+
+def _describe_extent(axes: Axes, name: str, extent: ErfExtent) -> None:
+    at_least = "at least " if extent.is_cut else ""
+    axes.set_title(f"{name}\n{extent.share:.0%} within a radius of {at_least}{extent.radius:.0f} pixels", fontsize=10)
+    spread = f"standard deviation: {extent.height:.0f} high, {extent.width:.0f} wide"
+    cut = "; cut by the border" if extent.is_cut else ""
+    axes.set_xlabel(f"column (pixels)\n{spread}{cut}", fontsize=9)
+    axes.tick_params(labelsize=8)
+
+
 def dilation_name(dilation: Dilation) -> str:
     """What pictures call a dilation: `1`, `2`, `3` when it is isotropic, else height×width, such as `1×3`."""
     height, width = dilation
@@ -171,6 +238,15 @@ def _stacking_order(dilation: Dilation) -> tuple[int, Dilation]:
     return (0 if height == width else 1 if width > height else 2, dilation)
 
 
+def dilation_hatch(dilation: Dilation) -> str | None:
+    """The pattern of a dilation in bars: only those are hatched that have neither direction to themselves.
+
+    Their hues lie between two others and are too near to those for some eyes.
+    """
+    low, high = sorted(dilation)
+    return None if low in (1, high) else "////" if low == 2 else "xxxx"
+
+
 def _split_stage(conv: str) -> tuple[str, str]:
     """`layer2.0.conv2` -> (`layer2`, `0.conv2`): a stage's name ends with the first part that ends with a digit."""
     parts = conv.split(".")
@@ -178,15 +254,35 @@ def _split_stage(conv: str) -> tuple[str, str]:
     return ".".join(parts[:end]), ".".join(parts[end:])
 
 
-def _bar_places(convs: Sequence[str]) -> dict[str, float]:
+def _stages(genotype: Genotype) -> dict[str, list[str]]:
+    """The genotype's convolutions by the title of their stage, both in order of appearance."""
+    titles = {conv: _split_stage(conv)[0] for conv in genotype.convs}
+    if not any(titles.values()):
+        titles |= _timm_stages(genotype)
+    stages: dict[str, list[str]] = {}
+    for conv, title in titles.items():
+        stages.setdefault(title, []).append(conv)
+    return stages
+
+
+def _timm_stages(genotype: Genotype) -> dict[str, str]:
+    """Stages of the genotype's convolutions in timm's network; none if timm has no such network."""
+    if not timm.is_model(genotype.architecture):
+        return {}
+    with torch.device("meta"):
+        stages = searchable_convs(timm.create_model(genotype.architecture))
+    return {conv: f"stage {stage}" for stage, convs in stages.items() for conv in convs if conv in genotype.convs}
+
+
+def _bar_places(stages: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Position of each convolution's bar: 1 apart, and a gap where a stage begins."""
     places: dict[str, float] = {}
-    position, previous = 0.0, None
-    for conv in convs:
-        stage, _ = _split_stage(conv)
-        position += 0.8 if previous not in (None, stage) else 0.0
-        places[conv] = position
-        position, previous = position + 1, stage
+    position = 0.0
+    for convs in stages.values():
+        for conv in convs:
+            places[conv] = position
+            position += 1
+        position += 0.8
     return places
 
 
@@ -199,11 +295,15 @@ def _overall_shares(genotype: Genotype) -> dict[Dilation, float]:
 
 
 def _genotype_title(genotype: Genotype, max_length: int) -> str:
-    provenance = genotype.provenance
-    facts = [str(provenance[key]) for key in ("method", "dataset", "detector") if provenance.get(key)]
-    facts += [f"{key} {provenance[key]}" for key in ("space", "groups", "epochs", "seed") if key in provenance]
-    title = " ".join(f"{genotype.architecture}: {', '.join(facts) or 'provenance unknown'}".split())
-    return title if len(title) <= max_length else f"{title[: max_length - 1]}…"
+    convs = len(genotype.convs)
+    lines = [
+        f"{genotype.architecture}: {convs} convolution{'s' * (convs != 1)}, {genotype.share_changed():.0%} of their"
+        " channels changed",
+        origin(genotype.provenance),
+    ]
+    return "\n".join(
+        wrapped for line in lines for wrapped in textwrap.wrap(line, max_length, max_lines=2, placeholder="…")
+    )
 
 
 def _stack_bars(
@@ -221,7 +321,8 @@ def _stack_bars(
             heights,
             bottom=bottom,
             width=0.86,
-            color=dilation_colour(dilation),
+            facecolor=dilation_colour(dilation),
+            hatch=dilation_hatch(dilation),
             edgecolor="white",
             linewidth=0.5,
         )
@@ -233,24 +334,39 @@ def _stack_bars(
     axes.spines[["top", "right", "bottom"]].set_visible(False)
 
 
-def _label_bars(axes: Axes, places: Mapping[str, float]) -> None:
-    """Name each bar by what its convolution's name adds to the stage; a tail that all share goes below, once."""
-    labels = [_split_stage(conv)[1] for conv in places]
-    tails = {label.partition(".")[2] for label in labels}
-    if len(tails) == 1 and "" not in tails:
-        axes.set_xlabel(f"block ({tails.pop()} of each)", fontsize=9)
-        labels = [label.partition(".")[0] for label in labels]
+def _label_bars(axes: Axes, stages: Mapping[str, Sequence[str]], places: Mapping[str, float], fontsize: float) -> None:
+    """Name each bar by what its convolution's name adds to the stage; what all names share goes below, once."""
+    labels, title = _short_labels([_name_in_stage(conv, stages) for conv in places])
+    axes.set_xlabel(title, fontsize=9)
     rotation = 90 if max(map(len, labels), default=0) > 3 else 0
-    axes.set_xticks(list(places.values()), labels, fontsize=8, rotation=rotation)
+    axes.set_xticks(list(places.values()), labels, fontsize=fontsize, rotation=rotation)
     axes.tick_params(axis="x", length=0)
 
 
-def _label_stages(axes: Axes, places: Mapping[str, float]) -> None:
-    stages: dict[str, list[float]] = {}
-    for conv, place in places.items():
-        stages.setdefault(_split_stage(conv)[0], []).append(place)
+def _name_in_stage(conv: str, stages: Mapping[str, Sequence[str]]) -> str:
+    stage, name = _split_stage(conv)
+    return name if stage in stages else conv
+
+
+def _short_labels(names: Sequence[str]) -> tuple[list[str], str]:
+    """Names cut down to the one number in which they differ, and what they share as a title.
+
+    `0.conv2`, `1.conv2` give `0`, `1` and `block (conv2 of each)`. Names that differ in more stay whole.
+    """
+    parts = [re.split(r"(\d+)", name) for name in names]
+    places = {i for split in parts for i in range(len(split)) if i < len(parts[0]) and split[i] != parts[0][i]}
+    place = min(places, default=1)
+    if len({len(split) for split in parts}) != 1 or len(places) > 1 or place % 2 == 0 or place >= len(parts[0]):
+        return list(names), ""
+    head, tail = "".join(parts[0][:place]), "".join(parts[0][place + 1 :])
+    title = f"block ({tail[1:]} of each)" if not head and tail[:1] == "." else f"N of {head}N{tail}"
+    return [split[place] for split in parts], title
+
+
+def _label_stages(axes: Axes, stages: Mapping[str, Sequence[str]], places: Mapping[str, float]) -> None:
+    centres = [sum(places[conv] for conv in convs) / len(convs) for convs in stages.values()]
     above = axes.secondary_xaxis("top")
-    above.set_xticks([sum(group) / len(group) for group in stages.values()], list(stages), fontsize=10)
+    above.set_xticks(centres, list(stages), fontsize=10)
     above.tick_params(axis="x", length=0)
     above.spines["top"].set_visible(False)
 
@@ -260,7 +376,16 @@ def _add_dilation_legend(axes: Axes, overall: Mapping[Dilation, float]) -> None:
     if not overall:
         axes.text(0.5, 0.5, "no convolution is changed", transform=axes.transAxes, ha="center")
         return
-    handles = [Patch(color=dilation_colour(d), label=f"{dilation_name(d)}  ({overall[d]:.0%})") for d in overall]
+    handles = [
+        Patch(
+            facecolor=dilation_colour(d),
+            hatch=dilation_hatch(d),
+            edgecolor="white",
+            linewidth=0,
+            label=f"{dilation_name(d)}  ({overall[d]:.0%})",
+        )
+        for d in overall
+    ]
     axes.legend(
         handles=handles[::-1],
         title="dilation\n(height×width)",
@@ -269,7 +394,12 @@ def _add_dilation_legend(axes: Axes, overall: Mapping[Dilation, float]) -> None:
         frameon=False,
         fontsize=9,
         title_fontsize=9,
+        ncols=_legend_columns(overall),
     )
+
+
+def _legend_columns(overall: Mapping[Dilation, float]) -> int:
+    return max(1, -(-len(overall) // LEGEND_ROWS))
 
 
 def _read_log(log_path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 from nats_zoo import Genotype, __version__, cli
 from nats_zoo.detection.drawn import draw_dataset
 
-COMMANDS = ("search", "train", "evaluate", "predict", "publish", "demo")
+COMMANDS = ("list", "show", "erf", "search", "train", "evaluate", "predict", "export", "publish", "demo")
 
 # A search of one step. Its data and weights lie beside it, see `home`.
 RECIPE = """\
@@ -78,7 +78,16 @@ def test_help_lists_every_command_and_costs_no_more_than_timm():
     assert exit_code == "0"
     for command in COMMANDS:
         assert any(re.match(rf"  {command} +\w", line) for line in shown)
-    dear = {"accelerate", "jsonargparse", "matplotlib", "pycocotools", "nats_zoo.detection", "nats_zoo.search"}
+    dear = {
+        "accelerate",
+        "jsonargparse",
+        "matplotlib",
+        "onnx",
+        "onnxruntime",
+        "pycocotools",
+        "nats_zoo.detection",
+        "nats_zoo.search",
+    }
     assert not dear & set(modules)
 
 
@@ -95,6 +104,10 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("command", "options"),
     [
+        ("list", ["--json"]),
+        ("show", ["genotype", "--output"]),
+        ("erf", ["model", "--genotype", "--weights", "--size", "--stage", "--seed"]),
+        ("export", ["model", "--format {onnx,torch,torchscript}", "--deploy", "--fixed", "--opset"]),
         ("search", ["--groups", "--alpha_start", "--config"]),
         ("train", ["--genotype", "--lr_steps", "--resume"]),
         ("evaluate", ["model", "data", "--split"]),
@@ -142,7 +155,7 @@ def refused(arguments, capfd, home):
 
 
 OPTIONS = {
-    "unknown command": (["serch"], "serch: no such command, expected one of search, train"),
+    "unknown command": (["serch"], "serch: no such command, expected one of list, show, erf, search, train"),
     "unknown option": ([*SEARCH, "--colour", "red"], "--colour"),
     "missing options": (["search", "--config", "recipe.yaml"], "required: output"),
     "missing positional": (["evaluate", "begun"], "required: data"),

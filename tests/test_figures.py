@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
@@ -14,13 +15,17 @@ from nats_zoo import NatsError
 from nats_zoo.figures import (
     alpha_heatmaps,
     dilation_colour,
+    dilation_hatch,
     dilation_name,
+    erf_picture,
     genotype_chart,
     search_curves,
     training_curves,
 )
 from nats_zoo.genotype import Genotype, Run
 
+IC_CONV = [(height, width) for height in range(1, 5) for width in range(1, 5)]
+CIRCLE = "#5fd7ff"
 SPACE_C = [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (1, 3), (3, 1), (1, 5), (5, 1)]
 # Machado, Oliveira and Fernandes 2009, full severity, on linear RGB
 COLOUR_VISION = {
@@ -63,6 +68,14 @@ def test_a_dilations_colour_fills_the_chart_in_proportion_to_its_share(tmp_path)
     np.testing.assert_allclose(counts / counts.sum(), [8 / 64, 16 / 64, 24 / 64, 16 / 64], atol=0.02)
 
 
+def test_dilations_with_no_direction_to_themselves_are_hatched(tmp_path):
+    genotype_chart(Genotype("resnet18", {"layer2.0.conv2": (Run(8, 2, 3), Run(8, 2, 4))}), tmp_path / "mixed.png")
+    genotype_chart(Genotype("resnet18", {"layer2.0.conv2": (Run(8, 2, 2), Run(8, 1, 4))}), tmp_path / "pure.png")
+    mixed, pure = read(tmp_path / "mixed.png"), read(tmp_path / "pure.png")
+    ratio = pixels_of(mixed, dilation_colour((2, 3))) / pixels_of(pure, dilation_colour((2, 2)))
+    assert 0.4 < ratio < 0.95  # white lines over it, and most of it still seen
+
+
 def test_stacks_stand_in_the_order_of_the_convolutions(tmp_path):
     convs = {"layer2.0.conv2": (Run(8, 1, 3),), "layer2.1.conv2": (Run(8, 3, 1),), "layer3.0.conv2": (Run(8, 2, 2),)}
     genotype_chart(Genotype("resnet18", convs), tmp_path / "chart.png")
@@ -80,6 +93,12 @@ def test_dilations_of_the_search_spaces_can_be_told_apart(vision):
     colours = [cielab(to_rgb(dilation_colour(d)), COLOUR_VISION[vision]) for d in SPACE_C]
     distances = [np.linalg.norm(a - b) for i, a in enumerate(colours) for b in colours[:i]]
     assert min(distances) > 14
+
+
+@pytest.mark.parametrize("vision", COLOUR_VISION)
+def test_inception_convolutions_16_dilations_can_be_told_apart_by_colour_or_hatching(vision):
+    looks = [(dilation_hatch(d), cielab(to_rgb(dilation_colour(d)), COLOUR_VISION[vision])) for d in IC_CONV]
+    assert min(np.linalg.norm(a - b) for i, (h, a) in enumerate(looks) for g, b in looks[:i] if h == g) > 12
 
 
 def test_colours_say_direction_by_hue_and_differ_for_all_of_inception_convolutions_dilations():
@@ -104,7 +123,7 @@ def test_charts_grow_with_the_number_of_convolutions(tmp_path):
             Genotype("resnet101", convs, provenance={"note": "x" * 999, "method": "y" * 999}), tmp_path / "c"
         )
         sizes.append(Image.open(tmp_path / "c").size)
-    assert sizes[0][0] < sizes[1][0] < sizes[2][0] < 2000
+    assert sizes[0][0] < sizes[1][0] < sizes[2][0] < 1400
     assert len({height for _, height in sizes}) == 1
 
 
@@ -122,6 +141,75 @@ def test_any_names_and_dilations_are_drawn(convs, tmp_path):
     image = read(tmp_path / "chart.png")
     for runs in convs.values():
         assert pixels_of(image, dilation_colour(runs[0].dilation)) > 1000
+
+
+def columns_of(image, dilation):
+    [columns] = np.nonzero((np.abs(image - np.array(to_rgb(dilation_colour(dilation))) * 255) <= 1).all(axis=-1))
+    return columns
+
+
+@pytest.mark.parametrize(
+    ("architecture", "names"),
+    [
+        ("hrnet_w18_small", ["stage2.0.branches.0.0.conv1", "stage3.0.branches.0.0.conv1", "stage2.0.fuse.1"]),
+        ("vgg11", ["features.6", "features.11", "features.8"]),  # timm's stages: the names tell none
+    ],
+)
+def test_bars_of_one_stage_stand_together(architecture, names, tmp_path):
+    runs = [(Run(8, 2, 2),), (Run(8, 1, 3),), (Run(8, 3, 1),)]
+    genotype_chart(Genotype(architecture, dict(zip(names, runs, strict=True))), tmp_path / "chart.png")
+    row = read(tmp_path / "chart.png")[200]
+    first, third, second = (columns_of(row, dilation).mean() for dilation in [(2, 2), (1, 3), (3, 1)])
+    assert first < second < third
+    assert third - second > 1.5 * (second - first)
+
+
+@pytest.mark.parametrize(("largest", "convolutions"), [(4, 16), (6, 50)])
+def test_charts_of_many_convolutions_and_dilations_fit(largest, convolutions, tmp_path):
+    dilations = [(height, width) for height in range(1, largest + 1) for width in range(1, largest + 1)]
+    convs = {f"layer3.{i}.conv2": tuple(Run(1, *dilation) for dilation in dilations) for i in range(convolutions)}
+    provenance = {"method": "mixture", "dataset": "a long word " * 9}
+    genotype_chart(Genotype("resnet152", convs, provenance=provenance), tmp_path / "chart.png")
+    image = read(tmp_path / "chart.png")
+    assert image.shape[1] < 1700
+    dark = np.flatnonzero((image.sum(-1) < 200).any(0))  # text
+    legend = image[:, dark.max() - 145 * -(-len(dilations) // 16) :]
+    assert all(pixels_of(legend, dilation_colour(dilation)) > 20 for dilation in dilations)
+
+
+def gaussian(height, width, side=200):
+    rows, columns = np.arange(side)[:, None] - side / 2, np.arange(side)[None, :] - side / 2
+    return torch.from_numpy(np.exp(-((rows / height) ** 2 + (columns / width) ** 2) / 2))
+
+
+def panels(image):
+    """The two pictures: the largest connected spans of columns that are not white in the middle row."""
+    row = image[image.shape[0] // 2].sum(-1) < 700
+    edges = np.flatnonzero(np.diff(row.astype(int)))
+    spans = sorted(itertools.pairwise(edges), key=lambda span: span[0] - span[1])[:2]
+    return [image[:, start + 4 : stop - 4] for start, stop in sorted(spans)]
+
+
+def test_receptive_fields_stand_side_by_side_on_one_scale(tmp_path):
+    small, large = gaussian(12, 12), gaussian(12, 30)
+    erf_picture(small, 3 * small, tmp_path / "same.png", "title", "twin")
+    erf_picture(small, large, tmp_path / "other.png", "title", "NATS")
+    one, other = panels(read(tmp_path / "same.png"))
+    height = slice(150, 500)  # without the titles
+    assert np.abs(one[height].mean((0, 1)) - other[height].mean((0, 1))).max() < 3
+    narrow, wide = panels(read(tmp_path / "other.png"))
+    assert narrow[height].max() > 200 > wide[height].reshape(-1, 3).min(1).max()  # the same sum, spread out
+
+
+def test_the_circle_of_the_radius_is_drawn_and_repeated_beside(tmp_path):
+    erf_picture(gaussian(10, 10), gaussian(20, 20), tmp_path / "erf.png")
+    plain, nats = panels(read(tmp_path / "erf.png"))
+    radii = []
+    for panel in (plain, nats):
+        columns = np.nonzero((np.abs(panel - np.array(to_rgb(CIRCLE)) * 255).max(-1) < 12).any(0))[0]
+        radii.append((columns.max() - columns.min()) / 2 / panel.shape[1] * 200)
+    assert radii == pytest.approx([10 * 2.146, 20 * 2.146], rel=0.05)
+    assert pixels_of(nats, CIRCLE) > 1.5 * pixels_of(plain, CIRCLE)
 
 
 def test_the_same_genotype_gives_the_same_bytes(tmp_path):
