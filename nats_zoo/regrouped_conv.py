@@ -147,9 +147,9 @@ class RegroupedConv2d(nn.Conv2d):
         from .deployed_conv import DeployedConv2d  # which builds on this module
 
         weight, bias = self.plain_kernel()
-        self.is_deployed = True
-        if self.groups == 1 and type(self) is RegroupedConv2d and self.padding_mode == "zeros":
+        if self.groups == 1 and type(self) is RegroupedConv2d:
             return DeployedConv2d(weight, bias, self.runs, self.stride, self.padding, self.dilation)
+        self.is_deployed = True
         if self.gains is not None:
             self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
             self.gains, self._gain = None, None
