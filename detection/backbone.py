@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from ..errors import NatsError
+from ..errors import NatsError, one_line
 from ..genotype import Genotype, resolve_genotype
 from ..nats_any import NAME as NATS_ANY
 from ..nats_resnet import default_genotype
@@ -115,11 +115,7 @@ def _create(name: str, **arguments: Any) -> nn.Module:
     try:
         return timm.create_model(name, features_only=True, **arguments)
     except (RuntimeError, AssertionError, TypeError, OSError) as error:  # OSError: weights that can not be fetched
-        raise NatsError(f"backbone {name}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise NatsError(f"backbone {name}: {one_line(error)}") from error
 
 
 def _pyramid_indices(name: str, arguments: dict[str, Any]) -> list[int]:

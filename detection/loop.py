@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
+from ..errors import one_line
 from .datasets import CocoDataset, collate
 from .run_folder import Checkpoint, RunError, RunFolder
 
@@ -239,7 +240,7 @@ class ResumableLoop(ABC):
             try:
                 self.load_state(checkpoint.tensors, checkpoint.state)
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
-                reason = " ".join(str(error).split())
+                reason = one_line(error)
                 raise RunError(f"{self.folder.path}: the checkpoint does not fit this run: {reason}") from error
             step = self._saved_step = self.step = checkpoint.step
         self.folder.rewind_log(step)

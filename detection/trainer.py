@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..errors import NatsError
+from ..errors import NatsError, one_line
 from ..figures import training_curves
 from ..files import write_json
 from .augment import train_transforms
@@ -169,7 +169,7 @@ def create_accelerator(precision: Precision | None) -> Accelerator:
     try:
         accelerator = Accelerator(mixed_precision=precision)
     except ValueError as error:  # a precision that this machine lacks
-        raise NatsError(f"precision: {' '.join(str(error).split())}") from error
+        raise NatsError(f"precision: {one_line(error)}") from error
     if precision == "fp16" and accelerator.scaler is None:  # accelerate would silently compute in float32
         raise NatsError(f"precision: fp16 is not for the device {accelerator.device.type!r}, bf16 may be")
     return accelerator

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .genotype import Dilation, Run
-from .regrouped_conv import argsort, split_channels
+from .regrouped_conv import Geometry, argsort, split_channels
 
 # How many channels oneDNN computes at a time: the float32 lanes of AVX-512.
 VECTOR = 16
@@ -36,31 +36,6 @@ class _Part(NamedTuple):
 
     dilation: Dilation
     channels: list[int]
-
-
-class _Geometry(NamedTuple):
-    """Of the plain convolution, by axis (height, width)."""
-
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-    def padding_at(self, dilation: Dilation) -> tuple[int, int]:
-        """What keeps output size and tap centre at another dilation."""
-        rows, columns = (
-            p + (d - 1) * d0 * (k - 1) // 2
-            for p, d, d0, k in zip(self.padding, dilation, self.dilation, self.kernel_size, strict=True)
-        )
-        return rows, columns
-
-    def dilation_at(self, dilation: Dilation) -> tuple[int, int]:
-        """A run's dilation multiplies the convolution's own."""
-        return dilation[0] * self.dilation[0], dilation[1] * self.dilation[1]
-
-    def centres_rows(self) -> bool:
-        """Whether the kernel's central row reads, for output row i, input row stride * i, and reads them all."""
-        return 2 * self.padding[0] == (self.kernel_size[0] - 1) * self.dilation[0]
 
 
 class DeployedConv2d(nn.Module):
@@ -93,7 +68,7 @@ class DeployedConv2d(nn.Module):
     ):
         super().__init__()
         self.runs = tuple(runs)
-        geometry = _Geometry(tuple(weight.shape[2:]), stride, padding, dilation)
+        geometry = Geometry(tuple(weight.shape[2:]), stride, padding, dilation)
         groups = list(_share_columns(_parts(self.runs), geometry))
         self.steps = nn.ModuleList(_build_step(group, weight, bias, geometry) for group in groups)
         self._sizes, self._order = _plan_order([[c for part in group for c in part.channels] for group in groups])
@@ -233,7 +208,7 @@ def _parts(runs: Sequence[Run]) -> list[_Part]:
     return [_Part(dilation, channels[dilation]) for dilation in sorted(channels, key=sort_key)]
 
 
-def _share_columns(parts: list[_Part], geometry: _Geometry) -> Iterator[list[_Part]]:
+def _share_columns(parts: list[_Part], geometry: Geometry) -> Iterator[list[_Part]]:
     """Which dilations are computed together: those with the same dw, where that is possible and repays."""
     for dilation_w in dict.fromkeys(part.dilation[1] for part in parts):
         group = [part for part in parts if part.dilation[1] == dilation_w]
@@ -246,7 +221,7 @@ def _share_columns(parts: list[_Part], geometry: _Geometry) -> Iterator[list[_Pa
             yield from ([part] for part in group)
 
 
-def _build_step(group: list[_Part], weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> nn.Module:
+def _build_step(group: list[_Part], weight: Tensor, bias: Tensor | None, geometry: Geometry) -> nn.Module:
     channels = [c for part in group for c in part.channels]
     weight, bias = weight[channels], None if bias is None else bias[channels]
     first = group[0].dilation

@@ -11,3 +11,8 @@ class NatsError(ValueError):
 
 class GenotypeError(NatsError):
     """A genotype that is malformed or does not fit the network it is applied to."""
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without line breaks, to be quoted in a NatsError."""
+    return " ".join(str(error).split())

@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from .errors import NatsError
+from .errors import NatsError, one_line
 from .files import atomic_file, atomic_folder, read_json
 from .genotype import SEARCH_METHODS, Genotype
 from .nats_any import NAME as NATS_ANY
@@ -228,7 +228,7 @@ def _open_safetensors(path: str | os.PathLike) -> Iterator[Any]:
     except FileNotFoundError:
         raise NatsError(f"{path}: no such file") from None
     except (OSError, SafetensorError) as error:
-        raise NatsError(f"{path}: not a safetensors file: {_one_line(error)}") from error
+        raise NatsError(f"{path}: not a safetensors file: {one_line(error)}") from error
     with file:
         yield file
 
@@ -339,7 +339,7 @@ def _save_config(model: nn.Module, path: Path) -> None:
     try:
         save_config_for_hf(model, str(path))
     except ValueError as error:
-        raise NatsError(f"{type(model).__name__} can not be described in {CONFIG_NAME}: {_one_line(error)}") from error
+        raise NatsError(f"{type(model).__name__} can not be described in {CONFIG_NAME}: {one_line(error)}") from error
 
 
 # --- the model card ---------------------------------------------------------------------------------------------------
@@ -569,9 +569,5 @@ def _explain(error: Exception, revision: str | None) -> str:
         if status == kind if isinstance(kind, int) else isinstance(error, kind):
             return reason.format(revision=revision)
     if status is None and isinstance(error, HTTPError | OfflineModeIsEnabled):
-        return f"the Hub can not be reached ({_one_line(error)})"
-    return _one_line(error)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        return f"the Hub can not be reached ({one_line(error)})"
+    return one_line(error)

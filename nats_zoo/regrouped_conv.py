@@ -18,6 +18,31 @@ from .genotype import Dilation, Run
 MAX_SPLIT = 32
 
 
+class Geometry(NamedTuple):
+    """Where a plain convolution's taps lie, by axis (height, width), and where they lie at another dilation."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def padding_at(self, dilation: Dilation, name: str = "convolution") -> tuple[int, int]:
+        """What keeps output size and tap centre; GenotypeError, naming the convolution, where no padding does."""
+        rows, columns = (
+            p + _halved((d - 1) * d0 * (k - 1), name)
+            for p, d, d0, k in zip(self.padding, dilation, self.dilation, self.kernel_size, strict=True)
+        )
+        return rows, columns
+
+    def dilation_at(self, dilation: Dilation) -> tuple[int, int]:
+        """A run's dilation multiplies the convolution's own."""
+        return dilation[0] * self.dilation[0], dilation[1] * self.dilation[1]
+
+    def centres_rows(self) -> bool:
+        """Whether the kernel's central row reads, for output row i, input row stride * i, and reads them all."""
+        return 2 * self.padding[0] == (self.kernel_size[0] - 1) * self.dilation[0]
+
+
 class _Branch(NamedTuple):
     """All output channels of one dilation: they execute as one convolution (merge)."""
 
@@ -50,7 +75,7 @@ class RegroupedConv2d(nn.Conv2d):
         GenotypeError: runs or gains that do not fit the convolution, or a padding that can not grow symmetrically.
     """
 
-    is_deployed = False  # whether its weight is still the plain convolution's
+    is_deployed = False  # then its weight need no longer be the plain convolution's
 
     # What TorchScript can not tell from the values alone.
     _branches: list[_Branch]
@@ -307,17 +332,14 @@ def _plan_branches(conv: nn.Conv2d, pieces: list[Run], name: str) -> list[_Branc
 
 
 def _plan_branch(conv: nn.Conv2d, dilation: Dilation, pieces: list[Run], name: str) -> _Branch:
-    growth = [
-        _halved((d - 1) * d0 * (k - 1), name)
-        for d, d0, k in zip(dilation, conv.dilation, conv.kernel_size, strict=True)
-    ]
+    geometry = Geometry(conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     own = [index for index, piece in enumerate(pieces) if piece.dilation == dilation]
     channels = [pieces[index].channels for index in own]
     return _Branch(
         pieces=own,
         channels=channels,
-        padding=(conv.padding[0] + growth[0], conv.padding[1] + growth[1]),
-        dilation=(dilation[0] * conv.dilation[0], dilation[1] * conv.dilation[1]),
+        padding=geometry.padding_at(dilation, name),
+        dilation=geometry.dilation_at(dilation),
         groups=conv.groups * sum(channels) // conv.out_channels if conv.groups > 1 else 1,
     )
 

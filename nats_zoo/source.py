@@ -12,7 +12,7 @@ from timm.models import split_model_name_tag
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .errors import NatsError
+from .errors import NatsError, one_line
 from .genotype import Genotype, published_genotypes, resolve_genotype
 from .hub import CONFIG_NAME, WEIGHTS_NAME, check_backbone, read_config, resolve_folder
 from .nats_any import NAME as NATS_ANY
@@ -119,7 +119,7 @@ class Source:
         except NatsError:
             raise
         except (HTTPError, OSError, RuntimeError, AssertionError, TypeError) as error:
-            raise NatsError(f"{name}{tag}: {_one_line(error)}") from error
+            raise NatsError(f"{name}{tag}: {one_line(error)}") from error
 
 
 def find_source(model: str, genotype: str | None = None) -> Source:
@@ -274,7 +274,3 @@ def _wake_branches(model: nn.Module) -> None:
         for scale in scales:
             if isinstance(scale, nn.Parameter) and scale.abs().max() < ASLEEP:
                 scale.fill_(1)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

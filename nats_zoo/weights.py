@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .errors import NatsError
+from .errors import NatsError, one_line
 from .hub import CONFIG_NAME, WEIGHTS_NAME, read_config, resolve_folder
 
 BODY = "backbone.body."  # where a detector's state dict holds its backbone's
@@ -58,7 +58,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise NatsError(f"{file}: can not be read: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise NatsError(f"{file}: not a safetensors file: {' '.join(str(error).split())}") from error
+        raise NatsError(f"{file}: not a safetensors file: {one_line(error)}") from error
 
 
 def _check_weights(architecture: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> None:
