@@ -20,6 +20,7 @@ class RunConfig:
         train_split: split to train on.
         val_split: split to evaluate on; null: no evaluation.
         skip_bad: leave out and count entries of the data set that can not be used, instead of refusing them.
+        transpose: swap rows and columns of all images and boxes, in evaluation too: the data set's transposed twin.
         framework: detector.
         backbone: timm model name, plain (resnet50) or a variant (nats_resnet50), with a tag if wanted.
         weights: the backbone's weights: 'pretrained' for timm's, a folder, safetensors file or Hub repository of a
@@ -33,8 +34,11 @@ class RunConfig:
         min_size: short side of the resized images, in pixels.
         max_size: limit on the long side.
         anchor_sizes: side of the anchors in pixels of the resized image, one per level of the pyramid.
-        batch_size: images per step and process.
+        batch_size: images that go through the network at once, per process.
+        accumulate: batches per step and process, one after the other; the last step of an epoch takes what is left.
+            The learning rate counts the images of all of them.
         eval_batch_size: images per evaluation batch and process; AP moves a little with it (padding).
+        channels_last: keep the detector in torch's channels_last memory format; often faster.
         clip_grad: largest norm of the gradient; null: no clipping.
         precision: 'no' (float32), 'bf16' or 'fp16'; null: what `accelerate config` says.
         workers: data loading processes.
@@ -49,6 +53,7 @@ class RunConfig:
     train_split: str = "train"
     val_split: str | None = None
     skip_bad: bool = False
+    transpose: bool = False
     framework: str = "fasterrcnn"
     backbone: str
     weights: str | None = "pretrained"
@@ -61,7 +66,9 @@ class RunConfig:
     max_size: int = 1333
     anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
     batch_size: int = 2
+    accumulate: int = 1
     eval_batch_size: int = 1
+    channels_last: bool = False
     clip_grad: float | None = 10.0
     precision: Precision | None = None
     workers: int = 2
@@ -70,7 +77,8 @@ class RunConfig:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        check_at_least(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+        check_at_least(1, batch_size=self.batch_size, accumulate=self.accumulate)
+        check_at_least(1, eval_batch_size=self.eval_batch_size)
         check_at_least(1, checkpoint_every=self.checkpoint_every)
         check_at_least(0, workers=self.workers, calibration_images=self.calibration_images, clip_grad=self.clip_grad)
 

@@ -151,6 +151,11 @@ class ImageRecord:
     area: np.ndarray
     iscrowd: np.ndarray
 
+    def transposed(self) -> "ImageRecord":
+        """Returns the record of the image with rows and columns swapped."""
+        boxes = self.boxes[:, [1, 0, 3, 2]]
+        return dataclasses.replace(self, width=self.height, height=self.width, boxes=boxes)
+
 
 @dataclasses.dataclass(frozen=True)
 class CocoAnnotations:
@@ -170,6 +175,10 @@ class CocoAnnotations:
     images: tuple[ImageRecord, ...]
     skipped: dict[str, int]
     clipped: int
+
+    def transposed(self) -> "CocoAnnotations":
+        """Returns the annotations of all images with rows and columns swapped."""
+        return dataclasses.replace(self, images=tuple(image.transposed() for image in self.images))
 
     def to_coco(self) -> dict:
         """Returns the content in COCO's format: boxes unclipped, annotation ids from 1, area and iscrowd filled in."""
@@ -398,6 +407,8 @@ class CocoDataset(Dataset):
             Its randomness must be torch's. Default: `eval_transforms()`.
         skip_bad: Leave out and count (`skipped`) entries that can not be used, instead of raising.
         seed: With the epoch and the image id it determines all randomness of an item.
+        transpose: Swap rows and columns of all images and boxes before anything else, in `to_coco()` too: as if the
+            files held the transposed images.
 
     Raises:
         DataError: If the file or, without `skip_bad`, one of its entries can not be used; from `[]`, if an image can
@@ -411,12 +422,15 @@ class CocoDataset(Dataset):
         transforms: Callable | None = None,
         skip_bad: bool = False,
         seed: int = 0,
+        transpose: bool = False,
     ):
         self.annotations = Path(annotations)
         self.images = Path(images)
         self.transforms = eval_transforms() if transforms is None else transforms
         self.seed = seed
-        self._content = read_annotations(annotations, images, skip_bad)
+        self.transpose = transpose
+        content = read_annotations(annotations, images, skip_bad)
+        self._content = content.transposed() if transpose else content
         self._epoch = _shared_counter()
 
     @property
@@ -484,10 +498,11 @@ class CocoDataset(Dataset):
         where = f"{self.annotations}: image {record.id}: {path}"
         image = F.to_image(_decode(where, path))
         height, width = image.shape[-2:]
-        if (width, height) != (record.width, record.height):
-            expected = f"{record.width}x{record.height} pixels as annotated"
+        stored = record.transposed() if self.transpose else record
+        if (width, height) != (stored.width, stored.height):
+            expected = f"{stored.width}x{stored.height} pixels as annotated"
             raise DataError(f"{where}: expected {expected}, the file stores {width}x{height}")
-        return image
+        return tv_tensors.wrap(image.mT.contiguous(), like=image) if self.transpose else image
 
 
 def _shared_counter(value: int = 0) -> torch.Tensor:

@@ -21,6 +21,7 @@ def evaluate_model(
     precision: Precision | None = None,
     workers: int = 0,
     output: str | None = None,
+    transpose: bool = False,
 ) -> Metrics:
     """COCO metrics of a detector's folder or Hub repository on a split; writes metrics and results if asked.
 
@@ -34,7 +35,7 @@ def evaluate_model(
     check_at_least(1, batch_size=batch_size)
     check_at_least(0, workers=workers)
     annotations, image_folder = find_split(data, split, images)
-    dataset = CocoDataset(annotations, image_folder, skip_bad=skip_bad)
+    dataset = CocoDataset(annotations, image_folder, skip_bad=skip_bad, transpose=transpose)
     accelerator = create_accelerator(precision)
     detector = accelerator.prepare_model(from_pretrained(model), evaluation_mode=True)
     results = predict(detector, dataset, accelerator, batch_size, workers)
@@ -42,6 +43,7 @@ def evaluate_model(
     if output is not None and accelerator.is_main_process:
         folder = Path(output)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "metrics.json", {"split": split, "batch_size": batch_size, **metrics.to_dict()})
+        settings = {"split": split, "transpose": transpose, "batch_size": batch_size}
+        write_json(folder / "metrics.json", {**settings, **metrics.to_dict()})
         save_results(results, folder / "results.json")
     return metrics

@@ -8,17 +8,21 @@ import math
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from ..errors import one_line
 from .datasets import CocoDataset, collate
+from .processes import ended_with_launcher, lost_process_told
 from .run_folder import Checkpoint, RunError, RunFolder
 
 LOG_EVERY = 10  # steps
@@ -48,6 +52,7 @@ class EpochLoader:
     def __init__(self, dataset: CocoDataset, accelerator: Accelerator, batch_size: int, workers: int, seed: int):
         self.dataset = dataset
         self.accelerator = accelerator
+        self.batch_size = batch_size
         self.sampler = EpochSampler(len(dataset), seed)
         loader = DataLoader(
             dataset, batch_size=batch_size, sampler=self.sampler, num_workers=workers, collate_fn=collate
@@ -96,11 +101,12 @@ class ResumableLoop(ABC):
     Args:
         accelerator: devices, precision and processes.
         folder: where the log and checkpoints go, and from where the loop resumes.
-        loaders: one or several; a step takes a batch of each, the first tells how many there are.
+        loaders: one or several; a step takes batches of each, the first tells how many there are.
         epochs: how many times through the first loader.
         seed: see the module's docstring.
         checkpoint_every: steps between checkpoints; None: at the end of each epoch only.
         title: what the progress bar calls it.
+        accumulate: batches of each loader that make a step; the last step of an epoch takes what is left.
     """
 
     def __init__(
@@ -112,9 +118,11 @@ class ResumableLoop(ABC):
         seed: int,
         checkpoint_every: int | None,
         title: str,
+        accumulate: int = 1,
     ):
         self.accelerator, self.folder, self.loaders = accelerator, folder, loaders
         self.epochs, self.seed, self.checkpoint_every, self.title = epochs, seed, checkpoint_every, title
+        self.accumulate = accumulate
         self.step = 0
         self._saved_step = -1
 
@@ -127,7 +135,12 @@ class ResumableLoop(ABC):
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.loaders[0])
+        return math.ceil(len(self.loaders[0]) / self.accumulate)
+
+    @property
+    def images_per_step(self) -> int:
+        """Over all processes; the last step of an epoch may have fewer."""
+        return self.loaders[0].batch_size * self.accumulate * self.accelerator.num_processes
 
     @property
     def total_steps(self) -> int:
@@ -139,8 +152,51 @@ class ResumableLoop(ABC):
         return self.step // self.steps_per_epoch
 
     @abstractmethod
-    def train_step(self, *batches: tuple) -> dict[str, float]:
-        """Update once on a batch of each loader; returns what to log, `loss` among it."""
+    def train_step(self, *batches: list[tuple]) -> dict[str, float]:
+        """Update once on some batches of each loader; returns what to log, `loss` among it."""
+
+    def backward(self, batches: list[tuple], extra: Callable[[], Tensor | float] | None = None) -> dict[str, float]:
+        """Add the gradient of the mean loss over the images of some batches.
+
+        A batch counts by its images, so that a short last one weighs less. Several processes exchange gradients once,
+        with the last batch.
+
+        Args:
+            batches: (images, targets) each.
+            extra: gives what is added to the loss, for instance of parameters alone.
+
+        Returns:
+            Means of the detector's losses by name, and of their sum as `loss`; without `extra`.
+
+        Raises:
+            RunError: one of them is not finite.
+        """
+        total = sum(len(images) for images, _ in batches)
+        means: dict[str, Tensor] = {}
+        for index, (images, targets) in enumerate(batches):
+            last = index == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.detector):
+                losses = self.detector(images, targets)
+                losses = {"loss": sum(losses.values()), **losses}
+                share = len(images) / total
+                self.accelerator.backward(share * (losses["loss"] + (extra() if extra else 0.0)))
+            for name, loss in losses.items():
+                means[name] = means.get(name, 0.0) + share * loss.detach()
+        record = {name: mean.item() for name, mean in means.items()}
+        self._check_finite(record)
+        return record
+
+    def clip(self, parameters: Iterable[nn.Parameter], largest: float | None) -> None:
+        """Clip the gradient's norm; with None, only see that it is finite.
+
+        In fp16 the scaler has a step left out whose gradient is not finite, which is how it finds its scale.
+
+        Raises:
+            RunError: the gradient is not finite, in another precision.
+        """
+        norm = self.accelerator.clip_grad_norm_(parameters, math.inf if largest is None else largest)
+        if self.accelerator.scaler is None:
+            self._check_finite({"the gradient's norm": norm.item()})
 
     def epoch_loaders(self) -> list[EpochLoader]:
         """The loaders that the current epoch draws from, the first always among them."""
@@ -160,15 +216,29 @@ class ResumableLoop(ABC):
     def end_epoch(self) -> None:  # noqa: B027
         """Called after an epoch's last step, before its checkpoint; `self.step` counts that step."""
 
-    def run(self) -> None:
+    def finish(self) -> Any:  # noqa: B027
+        """Called after the last epoch; what `run` returns."""
+
+    def run(self) -> Any:
         """Run, or resume, to the end.
 
         Raises:
             Interrupted: stopped by Ctrl-C or SIGTERM, behind a checkpoint.
             RunError: a damaged checkpoint, or a loss that is not finite.
+            LostProcess: another process of the run ended.
         """
-        self.folder.begin()
-        self._resume()
+        with ended_with_launcher(self._what_next), lost_process_told(self._what_next):
+            self.folder.begin()
+            self._resume()
+            self._run_epochs()
+            return self.finish()
+
+    def _what_next(self) -> str:
+        step = self.folder.latest_step()
+        last = "there is no checkpoint yet" if step is None else f"the last checkpoint is step {step}"
+        return f"{last} in {self.folder.path}; continue with --resume true"
+
+    def _run_epochs(self) -> None:
         total, main = self.total_steps, self.accelerator.is_main_process
         with StopRequest() as stop, tqdm(
             total=total, initial=self.step, desc=self.title, unit="step", disable=not main, dynamic_ncols=True
@@ -180,7 +250,8 @@ class ResumableLoop(ABC):
         epoch, done = self.epoch, self.step % self.steps_per_epoch
         if not done:
             self.begin_epoch()
-        for batches in zip(*(loader.batches(epoch, done) for loader in self.epoch_loaders()), strict=False):
+        streams = (loader.batches(epoch, done * self.accumulate) for loader in self.epoch_loaders())
+        for batches in zip(*(_grouped(stream, self.accumulate) for stream in streams), strict=False):
             record = self._seeded_step(batches)
             self._report(bar, record)
             if self.step % self.steps_per_epoch == 0:
@@ -188,20 +259,24 @@ class ResumableLoop(ABC):
             self._between_steps(stop)
         self.end_epoch()
         self.checkpoint()
-        self._stop_if_asked(stop)
+        self.stop_if_asked(stop)
 
-    def _seeded_step(self, batches: tuple) -> dict[str, float]:
+    def _seeded_step(self, batches: tuple[list[tuple], ...]) -> dict[str, float]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         torch.manual_seed((self.seed * 1_000_003 + self.step) * world + rank)
         record = self.train_step(*batches)
-        bad = [key for key, value in record.items() if not math.isfinite(value)]
-        if bad:
-            raise RunError(
-                f"{self.folder.path}: {bad[0]} is {record[bad[0]]} at step {self.step}; the last checkpoint is kept."
-                " A lower learning rate or clip_grad may help"
-            )
+        self._check_finite(record)
         self.step += 1
         return record
+
+    def _check_finite(self, record: dict[str, float]) -> None:
+        bad = [key for key, value in record.items() if not math.isfinite(value)]
+        if bad:
+            key = bad[-1]  # a part of the loss rather than the sum
+            raise RunError(
+                f"{self.folder.path}: {key} is {record[key]} at step {self.step}, in epoch {self.epoch + 1} of"
+                f" {self.epochs}; the last checkpoint is kept. A lower learning rate or clip_grad may help"
+            )
 
     def _report(self, bar: tqdm, record: dict[str, float]) -> None:
         bar.update()
@@ -216,9 +291,10 @@ class ResumableLoop(ABC):
     def _between_steps(self, stop: StopRequest) -> None:
         if self.checkpoint_every and self.step % self.checkpoint_every == 0:
             self.checkpoint()
-        self._stop_if_asked(stop)
+        self.stop_if_asked(stop)
 
-    def _stop_if_asked(self, stop: StopRequest) -> None:
+    def stop_if_asked(self, stop: StopRequest) -> None:
+        """Stop behind a checkpoint if any process was asked to."""
         if stop.requested:
             self.accelerator.set_trigger()
         if self.accelerator.check_trigger():  # any process's request stops all of them at the same step
@@ -243,7 +319,22 @@ class ResumableLoop(ABC):
                 reason = one_line(error)
                 raise RunError(f"{self.folder.path}: the checkpoint does not fit this run: {reason}") from error
             step = self._saved_step = self.step = checkpoint.step
+        self._check_shared(step)
         self.folder.rewind_log(step)
+
+    def _check_shared(self, step: int) -> None:
+        """Machines without a common file system would go on from different steps."""
+        steps = gather_object([step])
+        if len(set(steps)) > 1:
+            raise RunError(
+                f"{self.folder.path}: expected a folder that all machines share; process"
+                f" {self.accelerator.process_index} found the checkpoint of step {step}, others of {sorted(set(steps))}"
+            )
+
+
+def _grouped(batches: Iterator[tuple], size: int) -> Iterator[list[tuple]]:
+    while group := list(islice(batches, size)):
+        yield group
 
 
 def warmup_factor(step: int, warmup_steps: int) -> float:

@@ -133,6 +133,11 @@ class RunFolder:
         folders = self._checkpoints()
         return read_checkpoint(folders[-1]) if folders else None
 
+    def latest_step(self) -> int | None:
+        """The newest checkpoint's step, without reading it."""
+        folders = self._checkpoints()
+        return int(folders[-1].name.removeprefix("step_")) if folders else None
+
     def _checkpoints(self) -> list[Path]:
         steps = {folder: folder.name.removeprefix("step_") for folder in (self.path / "checkpoints").glob("step_*")}
         return sorted((folder for folder, step in steps.items() if step.isdigit()), key=lambda f: int(steps[f]))

@@ -18,7 +18,8 @@ from .config import Precision, RunConfig, check_at_least
 from .datasets import CocoDataset, collate, find_split
 from .detectors import create_detector
 from .hub import save_detector
-from .loop import EpochLoader, ResumableLoop, set_lr, warmup_factor
+from .loop import EpochLoader, ResumableLoop, cosine, set_lr, warmup_factor
+from .processes import process_group
 from .run_folder import RunFolder, pack_optimizer, unpack_optimizer
 
 CALIBRATION_BATCH = 8
@@ -39,7 +40,8 @@ class TrainConfig(RunConfig):
         momentum: of SGD.
         weight_decay: of SGD.
         warmup_steps: the learning rate grows linearly over this many steps.
-        lr_steps: epochs after which the learning rate is divided by 10.
+        lr_schedule: after the warm-up: 'steps', or 'cosine' to zero at the last step.
+        lr_steps: epochs after which 'steps' divides the learning rate by 10.
         flip: probability of mirroring an image left and right.
         vertical_flip: probability of mirroring an image top and bottom.
         jitter: strength of brightness, contrast and saturation jitter, 0 to 1.
@@ -55,6 +57,7 @@ class TrainConfig(RunConfig):
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup_steps: int = 500
+    lr_schedule: Literal["steps", "cosine"] = "steps"
     lr_steps: tuple[int, ...] = (8, 11)
     flip: float = 0.5
     vertical_flip: float = 0.0
@@ -87,7 +90,10 @@ class Trainer(ResumableLoop):
         self.val_data = open_split(config, config.val_split) if config.val_split else None
         folder = RunFolder(config.output, config.to_dict(), config.resume, accelerator.is_main_process)
         loader = EpochLoader(self.train_data, accelerator, config.batch_size, config.workers, config.seed)
-        super().__init__(accelerator, folder, [loader], config.epochs, config.seed, config.checkpoint_every, "train")
+        super().__init__(
+            accelerator, folder, [loader], config.epochs, config.seed, config.checkpoint_every, "train",
+            config.accumulate,
+        )  # fmt: skip
         detector = create_run_detector(config, self.train_data, accelerator, genotype=config.genotype, norm=config.norm)
         optimizer = torch.optim.SGD(
             [p for p in detector.parameters() if p.requires_grad],
@@ -99,30 +105,26 @@ class Trainer(ResumableLoop):
         self.best_ap = -1.0
         self.metrics: Metrics | None = None
 
-    def run(self) -> Metrics | None:
-        """Train to the end and write the model folder; returns the last evaluation's metrics."""
-        super().run()
-        self._finish()
-        return self.metrics
-
-    def train_step(self, batch: tuple) -> dict[str, float]:
-        images, targets = batch
+    def train_step(self, batches: list[tuple]) -> dict[str, float]:
         lr = self._lr()
         set_lr(self.optimizer, lr)
         self.detector.train()
-        losses = self.detector(images, targets)
-        loss = sum(losses.values())
-        self.accelerator.backward(loss)
-        clip(self.accelerator, self.detector.parameters(), self.config.clip_grad)
+        losses = self.backward(batches)
+        self.clip(self.detector.parameters(), self.config.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return {"loss": loss.item(), "lr": lr, **{key: value.item() for key, value in losses.items()}}
+        return {"loss": losses.pop("loss"), "lr": lr, **losses}
 
     def _lr(self) -> float:
         config = self.config
-        images = config.batch_size * self.accelerator.num_processes
-        drops = sum(self.epoch >= epoch for epoch in config.lr_steps)
-        return config.lr_per_image * images * warmup_factor(self.step, config.warmup_steps) * 0.1**drops
+        warmup = warmup_factor(self.step, config.warmup_steps)
+        return config.lr_per_image * self.images_per_step * warmup * self._lr_decay()
+
+    def _lr_decay(self) -> float:
+        warmup = self.config.warmup_steps
+        if self.config.lr_schedule == "cosine":
+            return cosine(max(self.step - warmup, 0), self.total_steps - warmup, 1.0, 0.0)
+        return 0.1 ** sum(self.epoch >= epoch for epoch in self.config.lr_steps)
 
     def end_epoch(self) -> None:
         done = self.step // self.steps_per_epoch
@@ -150,16 +152,18 @@ class Trainer(ResumableLoop):
         self.best_ap = data["best_ap"]
         self.metrics = Metrics(**data["metrics"]) if data["metrics"] else None
 
-    def _finish(self) -> None:
+    def finish(self) -> Metrics | None:
+        """Write the model folder; returns the last evaluation's metrics."""
         self._save("model", self.metrics)
         if self.accelerator.is_main_process:
             training_curves(self.folder.log_path, self.folder.path / "curves.png")
             if self.metrics:
                 write_json(self.folder.path / "metrics.json", self.metrics.to_dict())
+        return self.metrics
 
     def _save(self, name: str, metrics: Metrics | None) -> None:
         if self.accelerator.is_main_process:
-            split = f"{Path(self.config.data).name} {self.config.val_split}"
+            split = describe_split(self.config, self.config.val_split)
             save_detector(self.plain_detector, self.folder.path / name, metrics=metrics, evaluated_on=split)
         self.accelerator.wait_for_everyone()
 
@@ -167,7 +171,7 @@ class Trainer(ResumableLoop):
 def create_accelerator(precision: Precision | None) -> Accelerator:
     """The accelerator of a precision; devices and processes are what `accelerate launch` says."""
     try:
-        accelerator = Accelerator(mixed_precision=precision)
+        accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[process_group()])
     except ValueError as error:  # a precision that this machine lacks
         raise NatsError(f"precision: {one_line(error)}") from error
     if precision == "fp16" and accelerator.scaler is None:  # accelerate would silently compute in float32
@@ -178,7 +182,12 @@ def create_accelerator(precision: Precision | None) -> Accelerator:
 def open_split(config: RunConfig, split: str, transforms: Any = None) -> CocoDataset:
     """A split of the config's data set; evaluation transforms unless told otherwise."""
     annotations, images = find_split(config.data, split, config.images)
-    return CocoDataset(annotations, images, transforms=transforms, skip_bad=config.skip_bad, seed=config.seed)
+    return CocoDataset(annotations, images, transforms, config.skip_bad, config.seed, config.transpose)
+
+
+def describe_split(config: RunConfig, split: str | None) -> str:
+    """How model cards and provenance name a split of the config's data set."""
+    return f"{Path(config.data).name} {split}{', transposed' if config.transpose else ''}"
 
 
 def create_run_detector(config: RunConfig, data: CocoDataset, accelerator: Accelerator, **options: Any) -> nn.Module:
@@ -188,7 +197,7 @@ def create_run_detector(config: RunConfig, data: CocoDataset, accelerator: Accel
     """
     torch.manual_seed(config.seed)
     with accelerator.main_process_first():  # it downloads, the others find the files
-        return create_detector(
+        detector = create_detector(
             config.framework,
             config.backbone,
             num_classes=len(data.classes) + 1,
@@ -205,6 +214,7 @@ def create_run_detector(config: RunConfig, data: CocoDataset, accelerator: Accel
             category_ids=data.category_ids,
             **options,
         )
+    return detector.to(memory_format=torch.channels_last) if config.channels_last else detector
 
 
 def calibration_batches(data: CocoDataset, config: RunConfig) -> Iterator[tuple]:
@@ -219,12 +229,6 @@ def evaluate_detector(detector: nn.Module, data: CocoDataset, accelerator: Accel
     """COCO metrics of a detector on a data set."""
     results = predict(detector, data, accelerator, config.eval_batch_size, config.workers)
     return evaluate(data, results)
-
-
-def clip(accelerator: Accelerator, parameters: Any, largest: float | None) -> None:
-    """Clip the gradient's norm, unless `largest` is None."""
-    if largest is not None:
-        accelerator.clip_grad_norm_(parameters, largest)
 
 
 def scaler_state(accelerator: Accelerator) -> dict[str, Any] | None:

@@ -60,6 +60,7 @@ def _run(name: str, arguments: list[str]) -> int:
     from jsonargparse import ArgumentError, ArgumentParser
 
     from .detection.loop import Interrupted
+    from .detection.processes import LostProcess, end_process, is_lost_process, leave_group, lost_process_line
 
     parser = ArgumentParser(prog=f"nats {name}", description=COMMANDS[name].summary, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
@@ -69,8 +70,15 @@ def _run(name: str, arguments: list[str]) -> int:
         options = parser.instantiate(parser.parse_args(arguments))
         options.pop("config", None)
         run(options)
+        leave_group()
     except ArgumentError as error:
         return _fail(f"{name}: {error}; see nats {name} --help")
+    except LostProcess as error:
+        end_process(_fail(str(error)))
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        end_process(_fail(lost_process_line()))
     except (NatsError, OSError) as error:  # OSError: a folder that can not be written, a full disk
         return _fail(str(error))
     except Interrupted as stop:
@@ -145,6 +153,93 @@ def _print_once(text: str) -> None:
 
 def _typed_command() -> str:
     return shlex.join(["nats", *sys.argv[1:]])
+
+
+def control(
+    kind: Literal["uniform", "random", "shares", "shuffled"],
+    backbone: str | None = None,
+    space: str | None = None,
+    groups: int | None = None,
+    channels_per_group: int | None = None,
+    convs: list[str] | None = None,
+    basic_block: Literal["conv2", "both"] | None = None,
+    dilation: str | None = None,
+    shares: dict[int, dict[str, float]] | None = None,
+    genotype: str | None = None,
+    seed: int = 0,
+    output: str | None = None,
+) -> None:
+    """Make a genotype without a search, as a control for a searched one.
+
+    Args:
+        kind: uniform (one dilation everywhere), random (each group draws any candidate), shares (given shares of each
+            stage's groups), or shuffled (another genotype's shares, on other channels).
+        backbone: timm name of the plain network; of all kinds but shuffled.
+        space: the candidate dilations and stages, as for nats search: A, B, C or a YAML file; default: C.
+        groups: groups of output channels per convolution, of random and shares; default: 16.
+        channels_per_group: size of the groups instead of their number.
+        convs: names of the convolutions, or patterns, as for nats search.
+        basic_block: which convolutions of a BasicBlock, as for nats search; default: conv2.
+        dilation: of uniform, as HEIGHTxWIDTH.
+        shares: of shares, by stage and dilation, such as {3: {1x1: 0.5, 1x3: 0.5}}; other stages stay plain.
+        genotype: of shuffled: a published genotype's name, a genotype file, or the folder of a search or model.
+        seed: of what is drawn.
+        output: JSON file; default: the backbone's name, the kind and the seed, in the working folder.
+    """
+    from .search.controls import make_control
+
+    options = {"backbone": backbone, "space": space, "groups": groups, "channels_per_group": channels_per_group}
+    options |= {"convs": convs, "basic_block": basic_block, "dilation": dilation, "shares": shares}
+    options |= {"genotype": genotype}
+    made = make_control(kind, {key: value for key, value in options.items() if value is not None}, seed)
+    target = _output_file(output or f"{made.architecture}_{kind}_{dilation or seed}.json")
+    made.save(target)
+    print(f"{made}\n\ngenotype: {target}")
+
+
+def profile(
+    backbone: str,
+    space: str = "C",
+    size: int | tuple[int, int] = 512,
+    batch: int = 1,
+    convs: tuple[str, ...] = (),
+    basic_block: Literal["conv2", "both"] = "conv2",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous",
+    device: str = "cpu",
+    threads: int | None = None,
+    repeats: int = 10,
+    output: str = "costs.json",
+) -> None:
+    """Measure what each convolution costs at each candidate dilation on this machine, for `nats search --costs`.
+
+    Args:
+        backbone: a plain timm network, or a variant for its plain twin.
+        space: the candidate dilations and stages, as for a search: A, B, C or a YAML file.
+        size: of the images, in pixels; a number, or [height, width].
+        batch: images per forward pass.
+        convs: names of the convolutions, or patterns with * and ?, instead of those that a search would search.
+        basic_block: which convolutions of a ResNet's BasicBlocks.
+        dtype: of weights and images.
+        memory_format: of weights and images.
+        device: cpu, cuda, cuda:1.
+        threads: of the CPU; default: torch's own choice.
+        repeats: timed rounds.
+        output: JSON file.
+    """
+    import torch
+
+    from .search.profile import profile_network
+
+    target = _output_file(output)
+    if threads is not None and threads < 1:
+        raise NatsError(f"threads: expected a positive number, found {threads}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    options = {"device": device, "dtype": dtype, "memory_format": memory_format, "repeats": repeats}
+    table = profile_network(backbone, space, convs, basic_block, size=size, batch=batch, **options)
+    table.save(target)
+    print(f"{table}\n\ncosts: {target}")
 
 
 def list_zoo(json: bool = False) -> None:
@@ -295,6 +390,7 @@ def evaluate(
     precision: Literal["no", "bf16", "fp16"] | None = None,
     workers: int = 2,
     output: str | None = None,
+    transpose: bool = False,
 ) -> None:
     """Evaluate a detector with COCO's metrics.
 
@@ -308,10 +404,11 @@ def evaluate(
         precision: 'no' (float32), 'bf16' or 'fp16'; null: what `accelerate config` says.
         workers: data loading processes.
         output: folder for metrics.json and results.json (COCO results format).
+        transpose: swap rows and columns of all images and boxes: the data set's transposed twin.
     """
     from .detection.evaluation import evaluate_model
 
-    metrics = evaluate_model(model, data, split, images, skip_bad, batch_size, precision, workers, output)
+    metrics = evaluate_model(model, data, split, images, skip_bad, batch_size, precision, workers, output, transpose)
     _print_once(metrics.table())
 
 
@@ -376,7 +473,9 @@ COMMANDS = {
     "list": Command("the variants, their genotypes and their pretrained weights", _from_function(list_zoo)),
     "show": Command("a genotype's table, provenance and chart", _from_function(show)),
     "erf": Command("receptive fields of the plain and the NATS network, side by side", _from_function(erf)),
+    "profile": Command("what each dilation costs on this machine, for search --costs", _from_function(profile)),
     "search": Command("find a genotype for a detector's backbone", _search),
+    "control": Command("a genotype that was not searched, to compare with", _from_function(control)),
     "train": Command("train a detector on a timm backbone", _train),
     "evaluate": Command("COCO metrics of a detector", _from_function(evaluate)),
     "predict": Command("draw a detector's boxes on images", _predict),

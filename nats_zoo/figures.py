@@ -1,33 +1,32 @@
 """Pictures of genotypes, of training runs and of searches, as PNG files.
 
 Everything is drawn through matplotlib's object interface: no pyplot, so no global state, no display and no window.
-Curves are read from JSONL logs, one record per line; `null` counts as absent, and a record that repeats a step (a
-resumed run) replaces the earlier one.
+Curves are read from logs as `run_log` has it.
 """
 
-import json
 import math
 import os
 import re
-import reprlib
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import timm
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_hex
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm, TwoSlopeNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Patch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .erf import SHARE, ErfExtent, erf_radius
 from .errors import NatsError
 from .files import atomic_file
 from .genotype import PLAIN, Dilation, Genotype
+from .run_log import has_key, read_log, series
 from .stages import searchable_convs
 from .zoo import origin
 
@@ -35,7 +34,10 @@ DPI = 120
 # Inches. Bars get narrower before a chart gets so wide that a page or a screen would have to shrink it.
 WIDEST_BAR, NARROWEST_BAR, BARS_WIDTH = 0.28, 0.15, 8.0
 LEGEND_ROWS = 16
-LOG_KEYS = ("step", "epoch", "loss", "lr", "AP", "AP50", "alpha_loss", "entropy", "share_changed")
+FEW_POINTS = 8
+LABEL_SIZE = (24, 12)  # of a number beside a point, width and height in dots of the screen
+SEARCH_CURVES = ("loss", "alpha_loss", "entropy", "share_changed")
+KINDS = ("plain", "isotropic", "wide", "tall")
 
 CIRCLE_COLOUR = "#5fd7ff"
 
@@ -49,14 +51,11 @@ TALL_RAMP = LinearSegmentedColormap.from_list("tall", ["#ffbf66", "#e0690c", "#6
 def genotype_chart(genotype: Genotype, path: str | os.PathLike) -> None:
     """Draw the share of each dilation in each convolution: one stacked bar per convolution, grouped by stage.
 
-    Stages are read off the convolutions' names (`layer2`, `s2`, `blocks.2`); where those tell none (VGG's
-    `features.5`), they are timm's.
-
     Args:
         genotype: what to draw; convolutions it does not name are left out.
         path: the PNG file.
     """
-    stages = _stages(genotype)
+    stages = genotype_stages(genotype)
     places = _bar_places(stages)
     overall = _overall_shares(genotype)
     bars = 1 + max(places.values(), default=0)
@@ -83,18 +82,19 @@ def training_curves(log_path: str | os.PathLike, path: str | os.PathLike) -> Non
     Raises:
         NatsError: a log that can not be read or holds no loss.
     """
-    records = _read_log(log_path)
-    _require(records, "loss", log_path)
+    records = read_log(log_path)
+    if not has_key(records, "loss"):
+        raise NatsError(f"{log_path}: no record has the key 'loss'")
     heights = {"loss": 3.0, "AP": 2.4, "lr": 1.0}
-    panels = _panels({key: heights[key] for key in heights if _has(records, key)})
-    _plot_loss(panels["loss"], *_series(records, "loss"), label="loss", colour="#0072b2")
+    panels = _panels({key: heights[key] for key in heights if has_key(records, key)})
+    _plot_loss(panels["loss"], *series(records, "loss"), label="loss", colour="#0072b2")
     if "AP" in panels:
         for key, colour in (("AP", "#d55e00"), ("AP50", "#009e73")):
-            if _has(records, key):
-                panels["AP"].plot(*_series(records, key), marker="o", markersize=4, color=colour, label=key)
+            if has_key(records, key):
+                panels["AP"].plot(*series(records, key), marker="o", markersize=4, color=colour, label=key)
         _finish(panels["AP"], "AP (%)", bottom=0)
     if "lr" in panels:
-        panels["lr"].plot(*_series(records, "lr"), color="#555555", linewidth=1)
+        _plot(panels["lr"], *series(records, "lr"), color="#555555", linewidth=1)
         _finish(panels["lr"], "learning\nrate", bottom=0)
     _finish(panels["loss"], "loss")
     _save_curves(panels, path)
@@ -110,36 +110,47 @@ def search_curves(log_path: str | os.PathLike, path: str | os.PathLike) -> None:
         path: the PNG file.
 
     Raises:
-        NatsError: a log that can not be read or holds no loss.
+        NatsError: a log that can not be read or holds none of these.
     """
-    records = _read_log(log_path)
-    _require(records, "loss", log_path)
-    heights = {"loss": 3.0, "entropy": 2.0, "share_changed": 2.0}
-    panels = _panels({key: heights[key] for key in heights if _has(records, key)})
-    _plot_loss(panels["loss"], *_series(records, "loss"), label="weights", colour="#0072b2")
-    if _has(records, "alpha_loss"):
-        _plot_loss(panels["loss"], *_series(records, "alpha_loss"), label="alpha", colour="#d55e00")
-    _finish(panels["loss"], "loss")
-    for key, title in (("entropy", "relative\nentropy"), ("share_changed", "channels\nchanged")):
-        if key in panels:
-            panels[key].plot(*_series(records, key), color="#333333", linewidth=1.5)
-            panels[key].set_ylim(-0.03, 1.03)
-            _finish(panels[key], title)
+    records = read_log(log_path)
+    losses = {
+        key: (label, colour)
+        for key, label, colour in (("loss", "weights", "#0072b2"), ("alpha_loss", "alpha", "#d55e00"))
+        if has_key(records, key)
+    }
+    titles = {"entropy": "relative\nentropy", "share_changed": "channels\nchanged"}
+    shares = [key for key in titles if has_key(records, key)]
+    if not losses and not shares:
+        raise NatsError(f"{log_path}: no record has one of the keys {', '.join(SEARCH_CURVES)}")
+    panels = _panels({"loss": 3.0} | dict.fromkeys(shares, 2.0) if losses else dict.fromkeys(shares, 2.0))
+    for key, (label, colour) in losses.items():
+        _plot_loss(panels["loss"], *series(records, key), label=label, colour=colour)
+    if losses:
+        _finish(panels["loss"], "loss" if len(losses) > 1 else f"loss\n({losses.popitem()[1][0]})")
+    for key in shares:
+        _plot(panels[key], *series(records, key), color="#333333", linewidth=1.5)
+        panels[key].set_ylim(-0.03, 1.03)
+        _finish(panels[key], titles[key])
     _save_curves(panels, path)
 
 
 def alpha_heatmaps(
-    history: Sequence[Mapping[str, Any]], candidates: Mapping[str, Sequence[Dilation]], path: str | os.PathLike
+    history: Sequence[Mapping[str, Any]],
+    candidates: Mapping[str, Sequence[Dilation]],
+    path: str | os.PathLike,
+    temperatures: Sequence[float] | None = None,
 ) -> None:
-    """Draw how the search made up its mind: the mean of softmax(alpha) over the groups, per candidate, over time.
+    """Draw how the search made up its mind: the mean of the groups' probabilities, per candidate, over time.
 
-    One panel per convolution; rows are candidates, columns are snapshots, all panels share one colour scale.
+    One panel per convolution; rows are candidates, columns are snapshots. All panels share one colour scale, of
+    multiples of the uniform probability: white is undecided for any number of candidates, green is favoured.
 
     Args:
-        history: snapshots in order of time, each with `epoch` and `alpha`, the architecture parameters of each
-            convolution with the shape (groups, candidates).
+        history: snapshots in order of time, each with `epoch`, counted when it was taken, and `alpha`, the architecture
+            parameters of each convolution with the shape (groups, candidates).
         candidates: dilations of each convolution's candidates.
         path: the PNG file.
+        temperatures: one per snapshot, of the probabilities softmax(alpha / temperature); None: all 1.
 
     Raises:
         NatsError: no snapshots or no convolutions.
@@ -147,17 +158,105 @@ def alpha_heatmaps(
     if not history or not candidates:
         raise NatsError("alpha_heatmaps: expected at least one snapshot and one convolution")
     edges = _edges([float(snapshot["epoch"]) for snapshot in history])
-    means = {conv: _mean_probabilities([snapshot["alpha"][conv] for snapshot in history]) for conv in candidates}
+    divisors = np.ones(len(history)) if temperatures is None else np.asarray(temperatures, dtype=float)
+    means = {
+        conv: len(dilations) * _mean_probabilities([snapshot["alpha"][conv] for snapshot in history], divisors)
+        for conv, dilations in candidates.items()
+    }
     figure, grid = _heatmap_grid(len(means), max(map(len, candidates.values())))
+    figure.supxlabel("epoch", fontsize=9)
     # at least twice the uniform probability, so that an undecided search does not look like a decided one
-    top = max(*(mean.max() for mean in means.values()), 2 / min(map(len, candidates.values())))
+    norm = TwoSlopeNorm(1.0, 0.0, max(2.0, *(mean.max() for mean in means.values())))
     for axes, (conv, mean) in zip(grid.flat, means.items(), strict=False):
-        mesh = axes.pcolormesh(edges, np.arange(len(mean) + 1), mean, cmap="viridis", vmin=0, vmax=top)
-        axes.set_title(conv, fontsize=8)
-        axes.set_yticks(np.arange(len(mean)) + 0.5, [dilation_name(d) for d in candidates[conv]], fontsize=7)
-        axes.invert_yaxis()
-    figure.colorbar(mesh, ax=grid, fraction=0.03, aspect=30).set_label("mean probability", fontsize=9)
+        mesh = axes.pcolormesh(edges, np.arange(len(mean) + 1), mean, cmap="BrBG", norm=norm)
+        _label_heatmap(axes, conv, candidates[conv])
+    _add_colour_bar(mesh, grid, "mean probability / uniform")
     _save_png(figure, path)
+
+
+def candidate_probabilities(alpha: Any, temperature: float | np.ndarray = 1.0) -> np.ndarray:
+    """softmax(alpha / temperature) over the last axis, that of the candidates."""
+    logits = np.asarray(alpha, dtype=float) / temperature
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def score_heatmaps(
+    scores: Mapping[str, Any], candidates: Mapping[str, Sequence[Dilation]], path: str | os.PathLike, title: str = ""
+) -> None:
+    """Draw a round of scoring in a sensitivity search: what each group's change to each candidate should do.
+
+    One panel per convolution; rows are candidates, columns are groups. All panels share one colour scale, which ends
+    at the 99th percentile of the scores' magnitudes.
+
+    Args:
+        scores: predicted changes of the loss, below 0 where it should fall: per convolution (groups, candidates).
+        candidates: dilations of each convolution's candidates.
+        path: the PNG file.
+        title: which round it is.
+    """
+    arrays = {conv: np.asarray(scores[conv], dtype=float).T for conv in candidates}
+    top = np.quantile(np.concatenate([np.abs(array).ravel() for array in arrays.values()]), 0.99) or 1.0
+    figure, grid = _heatmap_grid(len(arrays), max(map(len, candidates.values())), sharex=False)
+    figure.suptitle(title, fontsize=9)
+    figure.supxlabel("group of output channels", fontsize=9)
+    for axes, (conv, array) in zip(grid.flat, arrays.items(), strict=False):
+        mesh = axes.pcolormesh(array, cmap="RdBu_r", vmin=-top, vmax=top)
+        _label_heatmap(axes, conv, candidates[conv])
+    _add_colour_bar(mesh, grid, "predicted change of loss", extend="both")
+    _save_png(figure, path)
+
+
+def prediction_scatter(trials: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Draw the trials of a sensitivity search: the change of the loss that was predicted, and the actual one.
+
+    Accepted and rejected trials are told apart by colour and by shape; each is labelled with its number of changes. On
+    the dashed line a prediction is exact.
+
+    Args:
+        trials: each with `predicted` and `actual`, and if known `accepted` and `changes` (groups that were changed).
+        path: the PNG file.
+
+    Raises:
+        NatsError: no trial with two finite numbers.
+    """
+    drawn = [trial for trial in trials if np.isfinite([trial["predicted"], trial["actual"]]).all()]
+    if not drawn:
+        raise NatsError("prediction_scatter: expected at least one trial whose changes of the loss are finite")
+    figure = Figure(figsize=(6.4, 5.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlim(_limits([trial["predicted"] for trial in drawn]))
+    axes.set_ylim(_limits([trial["actual"] for trial in drawn]))
+    axes.axhline(0, color="#999999", linewidth=0.8)
+    axes.axvline(0, color="#999999", linewidth=0.8)
+    axes.axline((0, 0), slope=1, color="#555555", linewidth=1, linestyle="--", label="as predicted")
+    for accepted, label, colour, marker in ((True, "accepted", "#0072b2", "o"), (False, "rejected", "#d55e00", "X")):
+        points = [trial for trial in drawn if bool(trial.get("accepted")) is accepted]
+        if points:
+            places = ([trial[key] for trial in points] for key in ("predicted", "actual"))
+            axes.scatter(*places, s=50, color=colour, marker=marker, label=f"{label} ({len(points)})", zorder=3)
+    _label_points(axes, drawn)
+    axes.set_xlabel("predicted change of the loss (numbers: groups changed)", fontsize=9)
+    _finish(axes, "actual change of the loss on held-back images")
+    _save_png(figure, path)
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Of an axis that shows the values and 0, with room for labels."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    room = 0.12 * (high - low or 1.0)
+    return low - room, high + room
+
+
+def _label_points(axes: Axes, trials: Iterable[Mapping[str, Any]]) -> None:
+    """Write beside each trial how many groups it changed, the largest first, where there is room."""
+    written: list[np.ndarray] = []
+    for trial in sorted(trials, key=lambda trial: -trial.get("changes", 0)):
+        place = (trial["predicted"], trial["actual"])
+        dots = axes.transData.transform(place)
+        if "changes" in trial and all((np.abs(dots - other) > LABEL_SIZE).any() for other in written):
+            axes.annotate(f"{trial['changes']}", place, xytext=(6, 5), textcoords="offset points", fontsize=7)
+            written.append(dots)
 
 
 def erf_picture(
@@ -189,9 +288,7 @@ def erf_picture(
         _describe_extent(axes, name, extent)
     _draw_circle(grid[1], extents[0], linewidth=1.2, linestyle="--")
     grid[0].set_ylabel("row (pixels)", fontsize=9)
-    bar = figure.colorbar(image, ax=grid, fraction=0.03, aspect=30, extend="max")
-    bar.set_label("|gradient| per pixel, in millionths of all (square-root scale)", fontsize=9)
-    bar.ax.tick_params(labelsize=8)
+    _add_colour_bar(image, grid, "|gradient| per pixel, in millionths of all (square-root scale)", extend="max")
     _save_png(figure, path)
 
 
@@ -232,10 +329,17 @@ def dilation_colour(dilation: Dilation) -> str:
     return to_hex(directed + (isotropic - directed) * (low - 1) / (high - 1))
 
 
-def _stacking_order(dilation: Dilation) -> tuple[int, Dilation]:
-    """Plain, isotropic, wide, tall, each by size."""
+def dilation_kind(dilation: Dilation) -> Literal["plain", "isotropic", "wide", "tall"]:
+    """What a dilation does to a kernel: nothing, or it widens it equally, or along one axis more than the other."""
     height, width = dilation
-    return (0 if height == width else 1 if width > height else 2, dilation)
+    if height == width:
+        return "plain" if dilation == PLAIN else "isotropic"
+    return "wide" if width > height else "tall"
+
+
+def _stacking_order(dilation: Dilation) -> tuple[int, Dilation]:
+    """Kind by kind, each by size."""
+    return KINDS.index(dilation_kind(dilation)), dilation
 
 
 def dilation_hatch(dilation: Dilation) -> str | None:
@@ -254,8 +358,12 @@ def _split_stage(conv: str) -> tuple[str, str]:
     return ".".join(parts[:end]), ".".join(parts[end:])
 
 
-def _stages(genotype: Genotype) -> dict[str, list[str]]:
-    """The genotype's convolutions by the title of their stage, both in order of appearance."""
+def genotype_stages(genotype: Genotype) -> dict[str, list[str]]:
+    """The genotype's convolutions by the title of their stage, both in order of appearance.
+
+    Stages are read off the convolutions' names (`layer2`, `s2`, `blocks.2`); where those tell none (VGG's
+    `features.5`), they are timm's.
+    """
     titles = {conv: _split_stage(conv)[0] for conv in genotype.convs}
     if not any(titles.values()):
         titles |= _timm_stages(genotype)
@@ -402,44 +510,6 @@ def _legend_columns(overall: Mapping[Dilation, float]) -> int:
     return max(1, -(-len(overall) // LEGEND_ROWS))
 
 
-def _read_log(log_path: str | os.PathLike) -> list[dict[str, Any]]:
-    try:
-        lines = Path(log_path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise NatsError(f"{log_path}: can not be read as a log: {error}") from error
-    return [_read_record(line, f"{log_path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _read_record(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise NatsError(f"{where}: not JSON: {error}") from error
-    if not isinstance(record, dict) or not {"step", "epoch"} <= record.keys():
-        raise NatsError(f"{where}: expected an object with the keys 'step' and 'epoch'")
-    record = {key: record[key] for key in LOG_KEYS if record.get(key) is not None}
-    for key, value in record.items():
-        if not isinstance(value, int | float):
-            raise NatsError(f"{where}: {key}: expected a number, found {reprlib.repr(value)}")
-    return record
-
-
-def _has(records: Iterable[Mapping[str, Any]], key: str) -> bool:
-    return any(key in record for record in records)
-
-
-def _require(records: Iterable[Mapping[str, Any]], key: str, log_path: str | os.PathLike) -> None:
-    if not _has(records, key):
-        raise NatsError(f"{log_path}: no record has the key {key!r}")
-
-
-def _series(records: Iterable[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Epochs and values of the records that have the key, in order of their steps."""
-    latest = {record["step"]: record for record in records if key in record}
-    ordered = [latest[step] for step in sorted(latest)]
-    return [record["epoch"] for record in ordered], [record[key] for record in ordered]
-
-
 def _panels(heights: Mapping[str, float]) -> dict[str, Axes]:
     """One panel per key, above one another, with a common epoch axis."""
     figure = Figure(figsize=(7.0, 0.9 + 0.95 * sum(heights.values())), layout="constrained")
@@ -447,9 +517,14 @@ def _panels(heights: Mapping[str, float]) -> dict[str, Axes]:
     return dict(zip(heights, grid[:, 0], strict=True))
 
 
+def _plot(axes: Axes, epochs: Sequence[float], values: Sequence[float], **style: Any) -> None:
+    """A line, and dots where the points are too few to make one."""
+    axes.plot(epochs, values, marker="o" if len(values) < FEW_POINTS else None, markersize=4, **style)
+
+
 def _plot_loss(axes: Axes, epochs: list[float], values: list[float], label: str, colour: str) -> None:
     axes.plot(epochs, values, color=colour, alpha=0.3, linewidth=0.7)
-    axes.plot(epochs, _smooth(values), color=colour, linewidth=1.8, label=label)
+    _plot(axes, epochs, _smooth(values), color=colour, linewidth=1.8, label=label)
 
 
 def _smooth(values: Sequence[float]) -> np.ndarray:
@@ -481,32 +556,43 @@ def _save_curves(panels: Mapping[str, Axes], path: str | os.PathLike) -> None:
     _save_png(axes[0].figure, path)
 
 
-def _mean_probabilities(snapshots: Sequence[Any]) -> np.ndarray:
+def _mean_probabilities(snapshots: Sequence[Any], temperatures: np.ndarray) -> np.ndarray:
     """Alpha over time, (snapshots, groups, candidates), to mean probabilities, (candidates, snapshots)."""
-    alpha = np.asarray(snapshots, dtype=float)
-    weights = np.exp(alpha - alpha.max(axis=-1, keepdims=True))
-    return (weights / weights.sum(axis=-1, keepdims=True)).mean(axis=1).T
+    return candidate_probabilities(snapshots, temperatures[:, None, None]).mean(axis=1).T
 
 
-def _heatmap_grid(panels: int, rows_per_panel: int) -> tuple[Figure, np.ndarray]:
-    columns = min(panels, 4 if panels <= 16 else 6)
+def _heatmap_grid(panels: int, rows_per_panel: int, sharex: bool = True) -> tuple[Figure, np.ndarray]:
+    columns = min(panels, min((4, 5, 3), key=lambda number: -panels % number) if panels <= 16 else 6)
     rows = -(-panels // columns)
-    size = (1.2 + 2.1 * columns, 0.6 + (0.5 + 0.15 * rows_per_panel) * rows)
+    size = (1.2 + 2.1 * columns, max(2.4, 0.6 + (0.5 + 0.15 * rows_per_panel) * rows))
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
-    figure.supxlabel("epoch", fontsize=9)
+    grid = figure.subplots(rows, columns, sharex=sharex, squeeze=False)
     for number, axes in enumerate(grid.flat):
         is_lowest = panels - columns <= number < panels
-        axes.tick_params(axis="x", labelsize=7, labelbottom=is_lowest)
+        axes.tick_params(axis="x", labelsize=7, labelbottom=is_lowest or not sharex)
         axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.set_visible(number < panels)
     return figure, grid
 
 
+def _add_colour_bar(colours: ScalarMappable, grid: np.ndarray, label: str, **options: Any) -> None:
+    """One for all panels, to their right."""
+    bar = grid.flat[0].figure.colorbar(colours, ax=grid, fraction=0.03, aspect=30, **options)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _label_heatmap(axes: Axes, conv: str, candidates: Sequence[Dilation]) -> None:
+    axes.set_title(conv, fontsize=8)
+    axes.set_yticks(np.arange(len(candidates)) + 0.5, [dilation_name(d) for d in candidates], fontsize=7)
+    axes.invert_yaxis()
+
+
 def _edges(epochs: Sequence[float]) -> np.ndarray:
-    """Columns' borders: a snapshot holds from its epoch to the next one's, the last as long as the others do."""
+    """Columns' borders: a snapshot, taken when so many epochs were done, stands for the time since the one before."""
     typical = (epochs[-1] - epochs[0]) / (len(epochs) - 1) if len(epochs) > 1 else 1.0
-    return np.append(epochs, epochs[-1] + typical)
+    return np.insert(epochs, 0, epochs[0] - typical)
 
 
 def _save_png(figure: Figure, path: str | os.PathLike) -> None:

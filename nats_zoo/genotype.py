@@ -33,6 +33,8 @@ GENOTYPE_DIR = Path(__file__).parent / "genotypes"
 
 # The search's modes, as provenance's `method` names them; any other genotype was not searched.
 SEARCH_METHODS = ("mixture", "sampled", "sensitivity")
+# What a searched genotype is compared with; see search/controls.py.
+CONTROL_METHODS = ("uniform", "random", "shares", "shuffled")
 
 Dilation = tuple[int, int]
 PLAIN: Dilation = (1, 1)

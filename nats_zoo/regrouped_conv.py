@@ -210,6 +210,13 @@ class RegroupedConv2d(nn.Conv2d):
             pieces.extend(split_channels(output, branch.channels, 1))
         return torch.cat([pieces[i] for i in self._order], 1)
 
+    def convolve_part(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        """Run kernels of any number of output channels, in `groups` cardinality groups, at this module's one dilation.
+
+        For modules with a single dilation; gains are not applied.
+        """
+        return self._convolve(x, weight, bias, self._branches[0]._replace(groups=groups))
+
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, branch: _Branch) -> Tensor:
         return F.conv2d(x, weight, bias, self.stride, branch.padding, branch.dilation, branch.groups)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import timm
 
-from .genotype import SEARCH_METHODS, Genotype, resolve_genotype
+from .genotype import CONTROL_METHODS, SEARCH_METHODS, Genotype, resolve_genotype
 from .nats_resnet import DEFAULT_GENOTYPES
 from .transform import VARIANT_PREFIX
 
@@ -79,17 +79,32 @@ def zoo_table(entries: Sequence[Entry]) -> str:
 
 
 def origin(provenance: Mapping[str, Any]) -> str:
-    """In one line, how a genotype was found: searched (how, where, from which weights), transferred, or neither."""
+    """In one line, how a genotype was found: searched (how, where, from which weights), or else what it is."""
     method = provenance.get("method")
     if method == "transfer":
         source = provenance.get("source_genotype") or provenance.get("source_architecture") or "another network"
         return f"not searched: transferred from {source}{_merged(provenance)}"
+    if method in CONTROL_METHODS:
+        return f"not searched: {_control(provenance)}{_merged(provenance)}"
     kind = f"searched: {method}" if method in SEARCH_METHODS else str(method or "origin not stated")
     facts = [f"space {provenance['space']}"] if "space" in provenance else []
     facts += [f"{provenance['groups']} groups"] if "groups" in provenance else []
     parts = [", ".join([kind, *facts])]
     parts += [f"{key}: {provenance[key]}" for key in ("dataset", "weights") if key in provenance]
     return " ".join("; ".join(parts).split()) + _merged(provenance)
+
+
+def _control(provenance: Mapping[str, Any]) -> str:
+    """What a control genotype is, with what it depends on."""
+    if provenance["method"] == "shuffled":
+        source = provenance.get("source_provenance")
+        before = origin(source) if isinstance(source, Mapping) and source else "another genotype"
+        return f"shuffled, seed {provenance.get('seed')}, from ({before})"
+    kinds = {"uniform": f"uniform {provenance.get('dilation')}", "shares": "given shares"}
+    facts = {"space": "space {}", "groups": "{} groups", "channels_per_group": "groups of {} channels"}
+    facts["seed"] = "seed {}"
+    known = [text.format(provenance[key]) for key, text in facts.items() if key in provenance]
+    return ", ".join([kinds.get(provenance["method"], "random"), *known])
 
 
 def _merged(provenance: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""From alpha to a genotype, and from a supernet to the network that it stands for."""
+"""From a supernet to a genotype, and to the network that the genotype stands for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,56 +8,68 @@ from torch import Tensor, nn
 
 from ..genotype import Dilation, Genotype, runs_from_channels
 from ..regrouped_conv import RegroupedConv2d
-from .supernet import MixtureConv2d, following_norms
+from .searched_conv import SearchedConv2d
+
+Chooser = Callable[[str, SearchedConv2d], Tensor]
 
 
-def decode(mixtures: Mapping[str, MixtureConv2d], architecture: str, provenance: Mapping[str, Any]) -> Genotype:
-    """The genotype: every group takes its likeliest candidate, ind_i = argmax_g alpha_i^g, channels stay in place.
+def likeliest(name: str, conv: SearchedConv2d) -> Tensor:
+    """Each group's candidate, (groups,): ind_i = argmax_g alpha_i^g; in a sensitivity search the current one."""
+    return conv.chosen()
+
+
+def decode(
+    searched: Mapping[str, SearchedConv2d],
+    architecture: str,
+    provenance: Mapping[str, Any],
+    choose: Chooser = likeliest,
+    names: Mapping[str, str] | None = None,
+) -> Genotype:
+    """The genotype of a supernet; channels stay in place, each on its group's dilation.
 
     Args:
-        mixtures: the supernet's searched convolutions by name.
+        searched: the supernet's searched convolutions by name.
         architecture: timm's name of the plain network.
         provenance: where it comes from.
+        choose: which candidate each group of a convolution takes.
+        names: what the genotype calls the convolutions; None: as the supernet does.
     """
-    convs = {name: runs_from_channels(chosen_dilations(mixture)) for name, mixture in mixtures.items()}
+    convs = {
+        (names or {}).get(name, name): runs_from_channels(channel_dilations(conv, choose(name, conv)))
+        for name, conv in searched.items()
+    }
     return Genotype(architecture=architecture, convs=convs, provenance=provenance)
 
 
-def chosen_dilations(mixture: MixtureConv2d) -> list[Dilation]:
-    """The dilation of each output channel."""
-    return [mixture.candidates[index] for index in _chosen(mixture).tolist()]
+def channel_dilations(conv: SearchedConv2d, chosen: Tensor) -> list[Dilation]:
+    """The dilation of each output channel, for a candidate per group."""
+    return [conv.candidates[index] for index in conv.per_channel(chosen).tolist()]
 
 
 @torch.no_grad()
-def decode_network(body: nn.Module, mixtures: Mapping[str, MixtureConv2d]) -> nn.Module:
+def decode_network(body: nn.Module, searched: Mapping[str, SearchedConv2d], choose: Chooser = likeliest) -> nn.Module:
     """Turn a supernet into its decoded network, in place: what the supernet computes at one-hot alpha.
 
     Each output channel keeps its chosen dilation, with that candidate's own kernel row and batch norm statistics.
 
     Args:
         body: the supernet.
-        mixtures: its searched convolutions by name.
+        searched: its searched convolutions by name.
+        choose: which candidate each group of a convolution takes.
 
     Returns:
         The same network; its searched convolutions are RegroupedConv2d.
     """
-    norms = following_norms(body, list(mixtures))
-    for name, mixture in mixtures.items():
-        chosen = _chosen(mixture)
-        conv = RegroupedConv2d.from_conv(mixture.branches[0], runs_from_channels(chosen_dilations(mixture)), name=name)
-        kernels = torch.stack([branch.weight for branch in mixture.branches])
-        conv.weight = nn.Parameter(_pick(kernels, chosen), requires_grad=conv.weight.requires_grad)
-        norms[name].running_mean.copy_(_pick(mixture.mean, chosen))
-        norms[name].running_var.copy_(_pick(mixture.var, chosen))
-        body.set_submodule(name, conv)
+    for name, conv in searched.items():
+        chosen = choose(name, conv)
+        channels = conv.per_channel(chosen)
+        for norm in conv.norms:
+            mean, var = conv.statistics_rows(channels)
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(var)
+        plain = conv.to_plain()
+        kernel = conv.kernel_rows(channels).clone()
+        plain.weight = nn.Parameter(kernel, requires_grad=conv.kernels.requires_grad)
+        runs = runs_from_channels(channel_dilations(conv, chosen))
+        body.set_submodule(name, RegroupedConv2d.from_conv(plain, runs, name=name))
     return body
-
-
-def _chosen(mixture: MixtureConv2d) -> Tensor:
-    """Index of each output channel's candidate; on a tie the first, which is the plain dilation."""
-    return mixture.alpha.argmax(1).repeat_interleave(mixture.out_channels // mixture.num_groups)
-
-
-def _pick(per_candidate: Tensor, chosen: Tensor) -> Tensor:
-    """Row c of the result is row c of candidate chosen[c]: (candidates, C, ...) -> (C, ...)."""
-    return per_candidate[chosen, torch.arange(len(chosen), device=chosen.device)].clone()

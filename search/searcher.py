@@ -1,9 +1,6 @@
-"""The search run: mixture mode as the paper has it, bilevel or single-level, resumable, on accelerate."""
+"""The search run: weights and alpha in turn, or weights and then trials of changes; resumable, on accelerate."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,86 +8,33 @@ from torch import Tensor, nn
 
 from ..detection.augment import train_transforms
 from ..detection.coco_eval import Metrics
-from ..detection.config import RunConfig, check_at_least
-from ..detection.datasets import CocoDataset
 from ..detection.detectors import resized_batches
 from ..detection.loop import EpochLoader, ResumableLoop, cosine, set_lr
-from ..detection.run_folder import RunFolder, pack_optimizer, unpack_optimizer
+from ..detection.run_folder import RunError, RunFolder, pack_optimizer, unpack_optimizer
 from ..detection.trainer import (
     calibration_batches,
-    clip,
     create_accelerator,
-    create_run_detector,
     evaluate_detector,
     load_scaler_state,
     open_split,
     scaler_state,
 )
-from ..figures import alpha_heatmaps, genotype_chart, search_curves
 from ..genotype import Genotype
-from ..transform import VARIANT_PREFIX, architecture_of
-from ..version import __version__
+from ..transform import architecture_of
+from .choose import choose
+from .config import SearchConfig
 from .decode import decode, decode_network
-from .space import SPACES, SearchError, searched_convs
-from .supernet import MixtureConv2d, alpha_dict, build_supernet, calibrate, entropy, share_changed
+from .gains import calibrate_gains
+from .provenance import describe_search
+from .report import write_report
+from .searched_conv import SearchedConv2d
+from .space import find_space, genotype_names, searched_convs
+from .start import create_search_detector, split_for_search
+from .supernet import alpha_dict, build_supernet, calibrate, draw_pairs, entropy, relative_entropy, share_changed
+from .trials import Trials
 
-DEFAULT_GROUPS = 16
-
-
-@dataclass(kw_only=True)
-class SearchConfig(RunConfig):
-    """Search a genotype for a detector's backbone on a COCO-layout data set.
-
-    The defaults are the paper's recipe, its learning rate scaled to the images of a step. The output folder receives
-    genotype.json, genotype.png, search.png, alpha.png, log.jsonl (with alpha after every epoch) and checkpoints/.
-
-    Args:
-        space: the paper's space of candidate dilations.
-        groups: groups of output channels per convolution; null: 16, or what channels_per_group says.
-        channels_per_group: size of the groups instead of their number.
-        level: 'bilevel': one half of the images updates the weights, the other alpha, in turn; 'single': every image
-            updates both, for small data sets.
-        epochs: times through the images that update the weights.
-        alpha_start: epochs during which alpha is frozen.
-        lr_per_image: first learning rate of the weights, multiplied by the images of a step (over all processes).
-        final_lr_per_image: the last one; cosine in between.
-        momentum: of the weights' SGD.
-        weight_decay: of the weights' SGD.
-        alpha_lr: learning rate of alpha's Adam.
-        alpha_weight_decay: of alpha's Adam.
-        flip: probability of mirroring an image left and right.
-        note: free text for the genotype's provenance.
-    """
-
-    backbone: str = "resnet50"
-    space: Literal["A", "B", "C"] = "C"
-    groups: int | None = None
-    channels_per_group: int | None = None
-    level: Literal["bilevel", "single"] = "bilevel"
-    epochs: int = 25
-    alpha_start: int = 10
-    lr_per_image: float = 0.00125 / 8  # the paper's 0.00125 is for 8 GPUs with one image each
-    final_lr_per_image: float = 0.00005 / 8
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    alpha_lr: float = 0.01
-    alpha_weight_decay: float = 1e-5
-    flip: float = 0.5
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(0, alpha_start=self.alpha_start)
-        check_at_least(self.alpha_start + 1, epochs=self.epochs)  # else alpha would never move
-        check_at_least(0, lr_per_image=self.lr_per_image, final_lr_per_image=self.final_lr_per_image)
-        check_at_least(0, momentum=self.momentum, weight_decay=self.weight_decay)
-        check_at_least(0, alpha_lr=self.alpha_lr, alpha_weight_decay=self.alpha_weight_decay)
-        if self.weights is None:
-            raise SearchError("weights: the search reuses a pretrained backbone, null can not be searched")
-        if self.backbone.startswith(VARIANT_PREFIX):
-            raise SearchError(f"backbone: the search begins from a plain network, not from {self.backbone}")
-        if self.groups is None and self.channels_per_group is None:
-            self.groups = DEFAULT_GROUPS
+# What pairs of candidates are drawn for; each has random numbers of its own.
+FOR_WEIGHTS, FOR_ALPHA, FOR_CALIBRATION = range(3)
 
 
 class Searcher(ResumableLoop):
@@ -101,6 +45,11 @@ class Searcher(ResumableLoop):
         accelerator: None: one of the config's precision.
         command: how the run was started, for the genotype's provenance.
 
+    Attributes:
+        searched: the supernet's searched convolutions by name.
+        names: what the genotype calls them.
+        warnings: after `run`, one line for each reason to distrust the result.
+
     Raises:
         NatsError: anything wrong with the data, the options or the output folder, before any work is done.
     """
@@ -108,27 +57,47 @@ class Searcher(ResumableLoop):
     def __init__(self, config: SearchConfig, accelerator: Accelerator | None = None, command: str = ""):
         self.config, self.command = config, command
         accelerator = accelerator or create_accelerator(config.precision)
+        space = find_space(config.space)
+        self.costs = _read_costs(config.costs) if config.costs else None
         self.data = open_split(config, config.train_split, train_transforms(config.flip))
         self.val_data = open_split(config, config.val_split) if config.val_split else None
+        parts = split_for_search(self.data, config)
         folder = RunFolder(config.output, config.to_dict(), config.resume, accelerator.is_main_process)
         loaders = [
             EpochLoader(part, accelerator, config.batch_size, config.workers, config.seed + index)
-            for index, part in enumerate(split_for_search(self.data, config.level, config.seed))
+            for index, part in enumerate(parts)
         ]
-        super().__init__(accelerator, folder, loaders, config.epochs, config.seed, config.checkpoint_every, "search")
-        detector = create_run_detector(config, self.data, accelerator)
+        super().__init__(
+            accelerator, folder, loaders, config.epochs, config.seed, config.checkpoint_every, "search",
+            config.accumulate,
+        )  # fmt: skip
+        detector = create_search_detector(config, self.data, accelerator)
         body = detector.backbone.body
         self.architecture = architecture_of(body)
-        convs = searched_convs(body, SPACES[config.space])
-        self.mixtures = build_supernet(body, convs, config.groups, config.channels_per_group)
+        convs = searched_convs(body, space, config.convs, config.basic_block)
+        self.names = genotype_names(body, list(convs))
+        self._check_costs()
+        self.searched = build_supernet(
+            body, convs, config.groups, config.channels_per_group, config.mode, config.kernels, config.norm
+        )
         self.weights, alphas = split_parameters(detector)
         weight_optimizer = torch.optim.SGD(
             self.weights, lr=config.lr_per_image, momentum=config.momentum, weight_decay=config.weight_decay
         )
-        alpha_optimizer = torch.optim.Adam(alphas, lr=config.alpha_lr, weight_decay=config.alpha_weight_decay)
+        # Stale momentum would move candidates that were not drawn.
+        betas = (0.0, 0.999) if config.mode == "sampled" else (0.9, 0.999)
+        alpha_optimizer = torch.optim.Adam(
+            alphas, lr=config.alpha_lr, betas=betas, weight_decay=config.alpha_weight_decay
+        )
         self.detector, self.weight_optimizer, self.alpha_optimizer = accelerator.prepare(
             detector, weight_optimizer, alpha_optimizer
         )
+        self.trials = Trials(self) if config.mode == "sensitivity" else None
+        self.warnings: list[str] = []
+
+    def _check_costs(self) -> None:
+        if self.costs is not None:
+            self.costs.check(self.architecture, list(self.names.values()))
 
     @property
     def body(self) -> nn.Module:
@@ -136,8 +105,11 @@ class Searcher(ResumableLoop):
         return self.plain_detector.backbone.body
 
     def run(self) -> Genotype:
-        """Search to the end and write the genotype, its pictures and its provenance."""
+        """Search to the end and write the genotype, its provenance and the report."""
         super().run()
+        self._set_temperature()
+        if self.trials is not None:
+            self.trials.run()
         return self._finish()
 
     def epoch_loaders(self) -> list[EpochLoader]:
@@ -146,38 +118,74 @@ class Searcher(ResumableLoop):
 
     def begin_epoch(self) -> None:
         """Remeasure every candidate's statistics: the kernels have drifted."""
-        batches = calibration_batches(self.data, self.config)
-        calibrate(self.body, self.mixtures.values(), resized_batches(self.plain_detector, batches))
+        if self.config.norm == "calibrated":
+            self.calibrate()
 
-    def train_step(self, *batches: tuple) -> dict[str, float]:
+    def calibrate(self) -> None:
+        """Measure the candidates' statistics on training images; the same ones on every process and at every time."""
+        batches = resized_batches(self.plain_detector, calibration_batches(self.data, self.config))
+        count = iter(range(self.config.calibration_images + 1))
+        calibrate(self.body, self.searched.values(), batches, lambda: self._draw(FOR_CALIBRATION, next(count)))
+
+    def train_step(self, *batches: list[tuple]) -> dict[str, float]:
+        config, alpha_moves = self.config, self._alpha_moves()
         lr = self._lr()
         set_lr(self.weight_optimizer, lr)
+        self._set_temperature()
         self.detector.train()
-        record = {"loss": self._backward(batches[0]), "lr": lr}
-        if self._alpha_moves() and self.config.level == "single":
+        is_single = config.level == "single"
+        record = {"loss": self._backward(batches[0], FOR_WEIGHTS, moves_alpha=alpha_moves and is_single), "lr": lr}
+        if alpha_moves and is_single:
             # Before clipping: in fp16 that unscales alpha's gradient too, and alpha's step would do it again.
             self.alpha_optimizer.step()
-        clip(self.accelerator, self.weights, self.config.clip_grad)
+        self.clip(self.weights, config.clip_grad)
         self.weight_optimizer.step()
-        if self._alpha_moves() and self.config.level == "bilevel":
+        if alpha_moves and not is_single:
             self._zero_grad()
-            record["alpha_loss"] = self._backward(batches[1])
+            record["alpha_loss"] = self._backward(batches[1], FOR_ALPHA, moves_alpha=True)
             self.alpha_optimizer.step()
         self._zero_grad()
-        mixtures = self.mixtures.values()
-        return {**record, "entropy": entropy(mixtures), "share_changed": share_changed(mixtures)}
+        return record | self._alpha_record()
+
+    def _alpha_record(self) -> dict[str, float]:
+        if self.trials is not None:
+            return {}
+        for name, conv in self.searched.items():
+            if not conv.alpha.isfinite().all():
+                raise RunError(f"{self.folder.path}: alpha of {name} is not finite at step {self.step};"
+                               " the last checkpoint is kept. A lower alpha_lr may help")  # fmt: skip
+        searched = self.searched.values()
+        return {"entropy": entropy(searched), "share_changed": share_changed(searched)}
 
     def end_epoch(self) -> None:
-        self.log({"alpha": alpha_dict(self.mixtures)})
+        if self.trials is None:
+            self.log({"alpha": alpha_dict(self._by_genotype_name())})
 
     def _alpha_moves(self) -> bool:
-        return self.epoch >= self.config.alpha_start
+        return self.trials is None and self.epoch >= self.config.alpha_start
 
-    def _backward(self, batch: tuple) -> float:
+    def _backward(self, batches: list[tuple], purpose: int, moves_alpha: bool) -> float:
         # Both levels go through the same wrapped forward, so that alpha's gradient is averaged over processes too.
-        loss = sum(self.detector(*batch).values())
-        self.accelerator.backward(loss)
-        return loss.item()
+        self._draw(purpose)
+        return self.backward(batches, self._alpha_terms if moves_alpha else None)["loss"]
+
+    def _draw(self, purpose: int, number: int = 0) -> None:
+        """The same pairs on every process."""
+        draw_pairs(self.searched.values(), self.seed, self.step, purpose, number)
+
+    def _alpha_terms(self) -> Tensor | float:
+        """What the loss holds beside the detector's: the probabilities' entropy and the expected time, as asked for."""
+        config, terms = self.config, 0.0
+        if config.entropy_weight:
+            terms += config.entropy_weight * torch.cat([relative_entropy(c) for c in self.searched.values()]).mean()
+        if config.cost_loss:
+            terms += config.cost_loss * self._expected_cost()
+        return terms
+
+    def _expected_cost(self) -> Tensor:
+        probabilities = {name: conv.log_probabilities().exp() for name, conv in self._by_genotype_name().items()}
+        candidates = {name: conv.candidates for name, conv in self._by_genotype_name().items()}
+        return self.costs.expected_total(probabilities, candidates)
 
     def _zero_grad(self) -> None:
         self.weight_optimizer.zero_grad()
@@ -186,7 +194,17 @@ class Searcher(ResumableLoop):
     def _lr(self) -> float:
         config = self.config
         per_image = cosine(self.step, self.total_steps, config.lr_per_image, config.final_lr_per_image)
-        return per_image * config.batch_size * self.accelerator.num_processes
+        return per_image * self.images_per_step
+
+    def _set_temperature(self) -> None:
+        config = self.config
+        temperature = config.temperature
+        if config.final_temperature is not None:
+            start = config.alpha_start * self.steps_per_epoch
+            done = min(1.0, max(0, self.step - start) / max(1, self.total_steps - 1 - start))
+            temperature *= (config.final_temperature / temperature) ** done
+        for conv in self.searched.values():
+            conv.temperature = temperature
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         momentum, weight_data = pack_optimizer(self.weight_optimizer)
@@ -196,84 +214,78 @@ class Searcher(ResumableLoop):
             "weight_optimizer": momentum,
             "alpha_optimizer": moments,
         }
-        scaler = scaler_state(self.accelerator)
-        return tensors, {"weight_optimizer": weight_data, "alpha_optimizer": alpha_data, "scaler": scaler}
+        data = {
+            "weight_optimizer": weight_data,
+            "alpha_optimizer": alpha_data,
+            "scaler": scaler_state(self.accelerator),
+            "trials": self.trials.state() if self.trials else None,
+        }
+        return tensors, data
 
     def load_state(self, tensors: dict[str, dict[str, Tensor]], data: dict[str, Any]) -> None:
         self.plain_detector.load_state_dict(tensors["model"])
         unpack_optimizer(self.weight_optimizer, tensors["weight_optimizer"], data["weight_optimizer"])
         unpack_optimizer(self.alpha_optimizer, tensors["alpha_optimizer"], data["alpha_optimizer"])
         load_scaler_state(self.accelerator, data["scaler"])
+        if self.trials:
+            self.trials.load_state(data["trials"])
 
     def _finish(self) -> Genotype:
-        genotype = decode(self.mixtures, self.architecture, self._provenance())
-        candidates = {name: mixture.candidates for name, mixture in self.mixtures.items()}
+        genotype = decode(self.searched, self.architecture, {}, self._choose, self.names)
+        genotype = self._with_gains(genotype)
         metrics = self._evaluate_decoded()
-        if metrics is not None:
-            genotype.provenance["metrics"][f"AP on {self.config.val_split} before retraining"] = metrics.ap
+        genotype.provenance.update(describe_search(self, genotype, metrics))
         if self.accelerator.is_main_process:
-            path = self.folder.path
-            genotype.save(path / "genotype.json")
-            genotype_chart(genotype, path / "genotype.png")
-            search_curves(self.folder.log_path, path / "search.png")
-            alpha_heatmaps(list(self._alpha_history()), candidates, path / "alpha.png")
+            genotype.save(self.folder.path / "genotype.json")
+            candidates = {name: conv.candidates for name, conv in self._by_genotype_name().items()}
+            self.warnings = write_report(self.folder.path, genotype, candidates)
         self.accelerator.wait_for_everyone()
         return genotype
+
+    def _by_genotype_name(self) -> dict[str, SearchedConv2d]:
+        return {self.names[name]: conv for name, conv in self.searched.items()}
+
+    def _choose(self, name: str, conv: SearchedConv2d) -> Tensor:
+        if self.trials is not None:
+            return conv.chosen()
+        config, cost = self.config, None
+        if config.cost_weight:
+            cost = self.costs.of_groups(self.names[name], conv.candidates, conv.num_groups)
+        return choose(conv.log_probabilities(), config.max_dilations, cost, config.cost_weight)
+
+    def _with_gains(self, genotype: Genotype) -> Genotype:
+        """Gains fit the weights that retraining starts from, not the supernet's."""
+        if not self.config.calibrate_gains:
+            return genotype
+        detector = create_search_detector(self.config, self.data, self.accelerator)
+        detector.to(self.accelerator.device)
+        batches = resized_batches(detector, calibration_batches(self.data, self.config))
+        originals = {name: original for original, name in self.names.items()}
+        renamed = Genotype(genotype.architecture, {originals[name]: runs for name, runs in genotype.convs.items()})
+        found = calibrate_gains(detector.backbone.body, renamed, batches)
+        gains = {self.names[name]: values for name, values in found.gains.items()}
+        return Genotype(
+            genotype.architecture, genotype.convs, gains, {"gains": found.provenance["gains"]} if gains else {}
+        )
 
     def _evaluate_decoded(self) -> Metrics | None:
         if self.val_data is None:
             return None
-        decode_network(self.body, self.mixtures)
+        decode_network(self.body, self.searched, self._choose)
         metrics = evaluate_detector(self.plain_detector, self.val_data, self.accelerator, self.config)
         self.log({"AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75})
         return metrics
 
-    def _alpha_history(self) -> Iterator[dict[str, Any]]:
-        return (record for record in self.folder.read_log() if "alpha" in record)
-
-    def _provenance(self) -> dict[str, Any]:
-        config = self.config
-        pretrained = self.body.pretrained_cfg
-        weights = pretrained.get("tag") if config.weights == "pretrained" else Path(config.weights).name
-        size = {"groups": config.groups} if config.groups else {"channels_per_group": config.channels_per_group}
-        mixtures = self.mixtures.values()
-        return {
-            "method": "mixture",
-            "space": config.space,
-            **size,
-            "level": config.level,
-            "dataset": f"{Path(config.data).name} {config.train_split}, {len(self.data)} images",
-            "weights": weights,
-            "detector": f"{config.framework}, short side {config.min_size}, fpn {config.fpn_channels}",
-            "epochs": config.epochs,
-            "alpha_start": config.alpha_start,
-            "images_per_step": config.batch_size * self.accelerator.num_processes,
-            "seed": config.seed,
-            "version": __version__,
-            "command": self.command,
-            "metrics": {"entropy": round(entropy(mixtures), 4), "share_changed": round(share_changed(mixtures), 4)},
-            "note": config.note,
-        }
-
-
-def split_for_search(data: CocoDataset, level: str, seed: int) -> list[CocoDataset]:
-    """The images for the weights and, in a bilevel search, those for alpha: two halves drawn by the seed.
-
-    Each keeps an epoch of its own, so that calibration on `data` sees the same mirrored images in every epoch, also
-    after a resume.
-    """
-    if level == "single":
-        return [data.select(range(len(data)))]
-    if len(data) < 2:
-        raise SearchError(f"{data.annotations}: a bilevel search needs at least two images")
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
-    half = len(data) // 2
-    return [data.select(order[:half]), data.select(order[half:])]
-
 
 def split_parameters(detector: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(trainable weights, alpha): no parameter is in both, so that alpha never takes the weights' decay."""
-    alphas = [module.alpha for module in detector.modules() if isinstance(module, MixtureConv2d)]
+    alphas = [module.alpha for module in detector.modules() if isinstance(module, SearchedConv2d)]
     known = {id(alpha) for alpha in alphas}
     weights = [p for p in detector.parameters() if p.requires_grad and id(p) not in known]
     return weights, alphas
+
+
+def _read_costs(path: str) -> Any:
+    from .cost import CostTable
+
+    return CostTable.load(path)

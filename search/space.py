@@ -1,16 +1,22 @@
 """What the search may choose from: candidate dilations per stage, and groups of output channels."""
 
-import re
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
 
-from timm.models.resnet import BasicBlock, Bottleneck
+import timm
+import torch
+import yaml
+from timm.models.resnet import BasicBlock
 from torch import nn
 
 from ..errors import NatsError
-from ..genotype import PLAIN, Dilation
-
-_STAGE = re.compile(r"(?:^|\.)layer(\d)\.")
+from ..genotype import MAX_DILATION, PLAIN, Dilation
+from ..stages import searchable_convs
+from ..transform import architecture_of
 
 
 class SearchError(NatsError):
@@ -54,30 +60,122 @@ SPACES = {
 }
 
 
-def searched_convs(body: nn.Module, space: SearchSpace) -> dict[str, tuple[Dilation, ...]]:
-    """The convolutions that the paper searches, with their candidates, in network order.
+def find_space(space: str | os.PathLike) -> SearchSpace:
+    """One of the paper's spaces by its name, or one's own from a YAML file.
 
-    That is conv2 of each residual block of the space's stages: a Bottleneck's middle 3x3, a BasicBlock's second
-    (one 3x3 per block, of stride 1).
+    The file maps stages to candidates; a number is the same dilation in both directions:
 
-    Args:
-        body: a timm ResNet or its `features_only` form.
-        space: stages and candidates.
+        2: [1, 2, [1, 3], [3, 1]]
+        3: [1, 2, 3]
+        4: [1, 2, 3, 5]
 
     Raises:
-        SearchError: no such convolution.
+        SearchError: no such name or file, or a malformed one.
     """
-    found = {f"{name}.conv2": space.candidates[stage] for name, stage in _blocks(body) if stage in space.candidates}
-    if not found:
-        raise SearchError(f"backbone: {type(body).__name__} has no residual blocks in layer2 to layer4 to search")
+    if space in SPACES:
+        return SPACES[space]
+    path = Path(space)
+    if not path.is_file():
+        raise SearchError(f"space: {space}: expected {', '.join(SPACES)} or a YAML file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SearchError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not content or not all(type(stage) is int for stage in content):
+        raise SearchError(f"{path}: expected stages (2: layer2, ...) with lists of candidates")
+    return SearchSpace(path.stem, {stage: _read_candidates(found, stage, path) for stage, found in content.items()})
+
+
+def _read_candidates(candidates: Any, stage: int, path: Path) -> tuple[Dilation, ...]:
+    if not isinstance(candidates, list):
+        raise SearchError(f"{path}: {stage}: expected a list of candidates, found {candidates!r}")
+    found = [candidate if isinstance(candidate, list) else [candidate, candidate] for candidate in candidates]
+    for dilation in found:
+        if len(dilation) != 2 or not all(type(d) is int and 1 <= d <= MAX_DILATION for d in dilation):
+            raise SearchError(f"{path}: {stage}: expected numbers or [height, width], found {dilation!r}")
+    return tuple((height, width) for height, width in found)
+
+
+def searched_convs(
+    body: nn.Module,
+    space: SearchSpace,
+    convs: Sequence[str] = (),
+    basic_block: Literal["conv2", "both"] = "conv2",
+) -> dict[str, tuple[Dilation, ...]]:
+    """The convolutions that are searched, with their candidates, in network order.
+
+    Of a ResNet that is one for each residual block of the space's stages: a Bottleneck's middle 3x3, as in the paper,
+    and a BasicBlock's second (of stride 1), or both on request. Of any other network, all that `searchable_convs`
+    finds in those stages.
+
+    Args:
+        body: a timm network, `features_only` or not.
+        space: stages and candidates.
+        convs: names, or patterns with * and ?, instead of that choice; a `features_only` network's own names.
+        basic_block: which of a BasicBlock's two convolutions.
+
+    Raises:
+        SearchError: no such convolution, or one in a stage for which the space has no candidates.
+    """
+    stage_of = {name: stage for stage, names in searchable_convs(body).items() for name in names}
+    if convs:
+        wanted = _matching(stage_of, convs)
+        outside = [name for name in wanted if stage_of[name] not in space.candidates]
+        if outside:
+            stage = stage_of[outside[0]]
+            raise SearchError(f"convs: {outside[0]} is in stage {stage}, space {space.name} has no candidates for it")
+    else:
+        modules = dict(body.named_modules())
+        wanted = [n for n in stage_of if stage_of[n] in space.candidates and _is_default(modules, n, basic_block)]
+    if not wanted:
+        stages = ", ".join(map(str, sorted(space.candidates)))
+        raise SearchError(f"backbone: {type(body).__name__} has no convolution to search in the stages {stages}")
+    return {name: space.candidates[stage_of[name]] for name in wanted}
+
+
+def _matching(names: Mapping[str, int], patterns: Sequence[str]) -> list[str]:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            known = ", ".join(list(names)[:3])
+            raise SearchError(f"convs: {pattern!r} matches no convolution that can be searched, such as {known}")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _is_default(modules: Mapping[str, nn.Module], name: str, basic_block: str) -> bool:
+    owner, _, own_name = name.rpartition(".")
+    is_first_of_two = isinstance(modules[owner], BasicBlock) and own_name == "conv1"
+    return basic_block == "both" or not is_first_of_two
+
+
+def genotype_names(body: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """What a genotype calls convolutions: the names of the network that timm's `features_only` wrapper took apart.
+
+    Args:
+        body: a timm network, `features_only` or not.
+        names: convolutions of it.
+
+    Returns:
+        The genotype's name by the body's.
+
+    Raises:
+        SearchError: a convolution that can not be told among those of timm's network.
+    """
+    architecture = architecture_of(body)
+    if architecture is None or not timm.is_model(architecture):
+        return {name: name for name in names}
+    with torch.device("meta"):
+        plain = timm.create_model(architecture)
+    flat = {_flat(name): name for name, module in plain.named_modules() if isinstance(module, nn.Conv2d)}
+    found = {name: flat.get(_flat(name)) or flat.get(_flat(name.partition(".")[2])) for name in names}
+    missing = [name for name, original in found.items() if original is None]
+    if missing:
+        raise SearchError(f"{missing[0]}: {architecture} has no convolution of this name")
     return found
 
 
-def _blocks(body: nn.Module) -> Iterator[tuple[str, int]]:
-    for name, module in body.named_modules():
-        stage = _STAGE.search(name)
-        if stage and isinstance(module, BasicBlock | Bottleneck):
-            yield name, int(stage.group(1))
+def _flat(name: str) -> str:
+    """Wrappers join the parts of a name with an underscore."""
+    return name.replace(".", "_")
 
 
 def count_groups(conv: nn.Conv2d, name: str, groups: int | None, channels_per_group: int | None) -> int:

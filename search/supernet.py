@@ -1,108 +1,29 @@
-"""The supernet: searched convolutions that run all their candidate dilations at once, mixed by alpha."""
+"""The supernet: a network whose searched convolutions hold all their candidate dilations."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..batch_norm import evaluation_mode
 from ..genotype import Dilation
-from ..regrouped_conv import RegroupedConv2d
+from .searched_conv import MixtureConv2d, Moments, SampledConv2d, SearchedConv2d, SensitivityConv2d
 from .space import SearchError, count_groups
 
-
-class MixtureConv2d(nn.Module):
-    """One searched convolution in mixture mode, with its batch norm's statistics per candidate.
-
-    For the channels of group i: y_i = sum_g softmax(alpha_i)_g * norm_g(conv(x, w_g, dilation g)), the paper's
-    mixture, where norm_g subtracts candidate g's own frozen mean and divides by its own standard deviation. The
-    following batch norm keeps its affine part only (see `build_supernet`).
-
-    The probability and the normalisation are factors per output channel, so they are multiplied into the kernel: one
-    convolution per candidate, and no candidate's output needs to be kept for the backward pass.
-
-    Args:
-        conv: the pretrained convolution; every candidate starts with a copy of its kernel.
-        candidates: dilations (height, width); they multiply the convolution's own.
-        num_groups: groups of output channels, each with a row of alpha.
-        eps: of the following batch norm.
-        name: what error messages call it.
-
-    Shape:
-        as the convolution; alpha is (num_groups, candidates).
-    """
-
-    def __init__(self, conv: nn.Conv2d, candidates: tuple[Dilation, ...], num_groups: int, eps: float, name: str):
-        super().__init__()
-        self.candidates = candidates
-        self.num_groups = num_groups
-        self.eps = eps
-        # One single-dilation RegroupedConv2d per candidate: stride, padding growth and Conv2dSame are its business.
-        runs = [[(conv.out_channels, *dilation)] for dilation in candidates]
-        self.branches = nn.ModuleList(RegroupedConv2d.from_conv(conv, run, name=name) for run in runs)
-        for branch in self.branches:
-            branch.weight = nn.Parameter(conv.weight.detach().clone(), requires_grad=conv.weight.requires_grad)
-        self.alpha = nn.Parameter(conv.weight.new_zeros(num_groups, len(candidates)))
-        shape = (len(candidates), conv.out_channels)
-        self.register_buffer("mean", conv.weight.new_zeros(shape))
-        self.register_buffer("var", conv.weight.new_ones(shape))
-        self.moments: list[Moments] | None = None
-
-    @property
-    def out_channels(self) -> int:
-        return self.branches[0].out_channels
-
-    def probabilities(self) -> Tensor:
-        """softmax(alpha) of every output channel: (out_channels, candidates)."""
-        return self.alpha.softmax(1).repeat_interleave(self.out_channels // self.num_groups, 0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.moments is not None:
-            self._measure(x)
-        probabilities = self.probabilities()
-        std = (self.var + self.eps).sqrt()
-        output = None
-        for index, branch in enumerate(self.branches):
-            scale = probabilities[:, index] / std[index]
-            bias = self._bias(branch, index) * scale
-            candidate = branch.convolve(x, branch.weight * scale.view(-1, 1, 1, 1), bias)
-            output = candidate if output is None else output + candidate
-        return output
-
-    def _bias(self, branch: RegroupedConv2d, index: int) -> Tensor:
-        return -self.mean[index] if branch.bias is None else branch.bias - self.mean[index]
-
-    @torch.no_grad()
-    def _measure(self, x: Tensor) -> None:
-        """Take each candidate's statistics on this input, and normalise by what was measured so far."""
-        for index, (branch, moments) in enumerate(zip(self.branches, self.moments, strict=True)):
-            moments.update(branch(x))
-            self.mean[index], self.var[index] = moments.mean, moments.var
+Mode = Literal["mixture", "sampled", "sensitivity"]
+Norm = Literal["calibrated", "live", "frozen"]
+MODES: dict[str, type[SearchedConv2d]] = {
+    "mixture": MixtureConv2d,
+    "sampled": SampledConv2d,
+    "sensitivity": SensitivityConv2d,
+}
 
 
-class Moments:
-    """Mean and variance per channel of all that it was shown, in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sum: Tensor | float = 0.0
-        self.sum_of_squares: Tensor | float = 0.0
-
-    def update(self, y: Tensor) -> None:
-        """Add a batch (N, C, H, W)."""
-        y = y.double()
-        self.count += y.numel() // y.shape[1]
-        self.sum = self.sum + y.sum((0, 2, 3))
-        self.sum_of_squares = self.sum_of_squares + y.square().sum((0, 2, 3))
-
-    @property
-    def mean(self) -> Tensor:
-        return self.sum / self.count
-
-    @property
-    def var(self) -> Tensor:
-        return (self.sum_of_squares / self.count - self.mean**2).clamp_min(0)
+def is_tied(mode: Mode, kernels: Literal["tied", "untied"] | None) -> bool:
+    """Whether candidates share their kernel; None: the mode's own way, untied in the paper's mixture, else tied."""
+    return (kernels or ("untied" if mode == "mixture" else "tied")) == "tied"
 
 
 def build_supernet(
@@ -110,42 +31,56 @@ def build_supernet(
     convs: Mapping[str, tuple[Dilation, ...]],
     groups: int | None = None,
     channels_per_group: int | None = None,
+    mode: Mode = "mixture",
+    kernels: Literal["tied", "untied"] | None = None,
+    norm: Norm = "calibrated",
     probe_size: int = 64,
-) -> dict[str, MixtureConv2d]:
+) -> dict[str, SearchedConv2d]:
     """Turn a network into a supernet, in place.
 
-    Each convolution becomes a MixtureConv2d, and the (frozen) batch norm behind it keeps its affine part only: its
-    statistics move into the candidates. Candidates start with the batch norm's own statistics; `calibrate` measures
-    each one's.
+    Each convolution becomes a SearchedConv2d of the mode. With the norm `calibrated`, the (frozen) batch norm behind it
+    keeps its affine part only: its statistics move into the candidates, which start with the batch norm's own;
+    `calibrate` measures each one's. With `live` and `frozen` the batch norm stays as it is, and normalises what comes
+    out for all candidates alike.
 
     Args:
-        body: a network with frozen batch norms, or in evaluation mode.
+        body: a network with frozen batch norms, or in evaluation mode; or with live ones.
         convs: candidates by convolution name.
         groups, channels_per_group: how output channels are grouped; exactly one of the two.
+        mode: how candidates are weighed against each other.
+        kernels: whether candidates share their kernel; None: as `is_tied` says.
+        norm: whose statistics normalise a candidate's output.
         probe_size: side in pixels of the image that is sent through to see which batch norm follows which convolution.
 
     Returns:
         The searched convolutions by name, in network order.
 
     Raises:
-        SearchError: no such convolution, a split that does not fit, or no batch norm behind a convolution.
+        SearchError: no such convolution, a split that does not fit, or no batch norm behind a convolution that is to
+            be calibrated.
     """
     modules = dict(body.named_modules())
     for name in convs:
         if not isinstance(modules.get(name), nn.Conv2d):
             raise SearchError(f"{name}: the network has no convolution of this name")
     sizes = {name: count_groups(modules[name], name, groups, channels_per_group) for name in convs}
-    norms = following_norms(body, list(convs), probe_size)
-    mixtures = {}
+    norms = following_norms(body, list(convs), probe_size) if norm == "calibrated" else {}
+    searched = {}
     for name, candidates in convs.items():
-        norm = norms[name]
-        mixture = MixtureConv2d(modules[name], candidates, sizes[name], norm.eps, name)
-        mixture.mean[:], mixture.var[:] = norm.running_mean, norm.running_var
-        norm.running_mean.zero_()
-        norm.running_var.fill_(1 - norm.eps)  # batch norms divide by sqrt(var + eps)
-        body.set_submodule(name, mixture)
-        mixtures[name] = mixture
-    return mixtures
+        eps = norms[name].eps if norms else None
+        tied = is_tied(mode, kernels)
+        searched[name] = MODES[mode](modules[name], candidates, sizes[name], tied=tied, eps=eps, name=name)
+        if norms:
+            _take_statistics(searched[name], norms[name])
+        body.set_submodule(name, searched[name])
+    return searched
+
+
+def _take_statistics(conv: SearchedConv2d, norm: nn.Module) -> None:
+    conv.norms = (norm,)
+    conv.mean[:], conv.var[:] = norm.running_mean, norm.running_var
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)  # batch norms divide by sqrt(var + eps)
 
 
 def following_norms(body: nn.Module, names: list[str], probe_size: int = 64) -> dict[str, nn.Module]:
@@ -180,50 +115,80 @@ def following_norms(body: nn.Module, names: list[str], probe_size: int = 64) -> 
             handle.remove()
     missing = [name for name in names if name not in norms]
     if missing:
-        raise SearchError(f"{missing[0]}: no batch norm takes its output, so its candidates can not be calibrated")
+        raise SearchError(
+            f"{missing[0]}: no batch norm takes its output, so its candidates can not be calibrated; see norm"
+        )
     return norms
 
 
 @torch.no_grad()
-def calibrate(body: nn.Module, mixtures: Iterable[MixtureConv2d], batches: Iterable[Tensor]) -> None:
+def calibrate(
+    body: nn.Module,
+    searched: Iterable[SearchedConv2d],
+    batches: Iterable[Tensor],
+    before_batch: Callable[[], None] = lambda: None,
+) -> None:
     """Remeasure every candidate's own mean and variance on training images (BN mode `calibrated`).
 
     Args:
         body: the supernet.
-        mixtures: its searched convolutions.
+        searched: its searched convolutions.
         batches: images (N, 3, H, W) as the backbone sees them.
+        before_batch: called before each of them; in sampled mode it draws the candidates.
     """
-    mixtures = list(mixtures)
-    for mixture in mixtures:
-        mixture.moments = [Moments() for _ in mixture.candidates]
+    searched = list(searched)
+    for conv in searched:
+        conv.moments = [Moments() for _ in conv.candidates]
     try:
         with evaluation_mode(body):
             for images in batches:
+                before_batch()
                 body(images)
     finally:
-        for mixture in mixtures:
-            mixture.moments = None
+        for conv in searched:
+            conv.moments = None
 
 
-def entropy(mixtures: Iterable[MixtureConv2d]) -> float:
-    """Mean entropy of softmax(alpha) over all groups, relative to uniform: 1 at the start, 0 when decided."""
-    ratios = []
-    for mixture in mixtures:
-        p = mixture.alpha.detach().float().softmax(1)
-        uniform = math.log(max(p.shape[1], 2))  # a single candidate is decided: 0 / log 2
-        ratios.append(-(p * p.clamp_min(1e-12).log()).sum(1) / uniform)
-    return torch.cat(ratios).mean().item()
+def draw_pairs(searched: Iterable[SearchedConv2d], *seeds: int) -> None:
+    """Draw the candidates of a sampled supernet's groups, as a function of the seeds; nothing to do in other modes."""
+    generator = torch.Generator()
+    for number, conv in enumerate(searched):
+        if isinstance(conv, SampledConv2d):
+            generator.manual_seed(_mixed(*seeds, number))
+            conv.draw(generator)
 
 
-def share_changed(mixtures: Iterable[MixtureConv2d]) -> float:
-    """Share of the searched output channels whose likeliest candidate is not the plain dilation."""
+def _mixed(*seeds: int) -> int:
+    """One seed out of several, different for every tuple of small numbers."""
+    mixed = 0
+    for seed in seeds:
+        mixed = (mixed * 1_000_003 + seed + 1) % 2**63
+    return mixed
+
+
+def relative_entropy(conv: SearchedConv2d) -> Tensor:
+    """Entropy of each group's probabilities, (groups,), relative to uniform: 1 at the start, 0 when decided."""
+    log_p = conv.log_probabilities()
+    uniform = math.log(max(log_p.shape[1], 2))  # a single candidate is decided: 0 / log 2
+    return -(log_p.exp() * log_p).sum(1) / uniform
+
+
+@torch.no_grad()
+def entropy(searched: Iterable[SearchedConv2d]) -> float:
+    """Mean relative entropy over all groups."""
+    return torch.cat([relative_entropy(conv).float() for conv in searched]).mean().item()
+
+
+@torch.no_grad()
+def share_changed(searched: Iterable[SearchedConv2d]) -> float:
+    """Share of the searched output channels whose chosen candidate is not the plain dilation."""
     changed = total = 0.0
-    for mixture in mixtures:
-        changed += (mixture.alpha.argmax(1) != 0).float().mean().item() * mixture.out_channels
-        total += mixture.out_channels
+    for conv in searched:
+        changed += (conv.chosen() != 0).float().mean().item() * conv.out_channels
+        total += conv.out_channels
     return changed / total
 
 
-def alpha_dict(mixtures: Mapping[str, MixtureConv2d]) -> dict[str, list[list[float]]]:
+def alpha_dict(searched: Mapping[str, SearchedConv2d]) -> dict[str, list[list[float]]]:
     """alpha of every searched convolution as nested lists, for the log."""
-    return {name: mixture.alpha.detach().float().cpu().tolist() for name, mixture in mixtures.items()}
+    return {name: conv.alpha.detach().float().cpu().tolist() for name, conv in searched.items()}

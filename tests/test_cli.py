@@ -109,6 +109,7 @@ def test_version(capsys):
         ("erf", ["model", "--genotype", "--weights", "--size", "--stage", "--seed"]),
         ("export", ["model", "--format {onnx,torch,torchscript}", "--deploy", "--fixed", "--opset"]),
         ("search", ["--groups", "--alpha_start", "--config"]),
+        ("control", ["{uniform,random,shares,shuffled}", "--dilation", "--shares", "--seed"]),
         ("train", ["--genotype", "--lr_steps", "--resume"]),
         ("evaluate", ["model", "data", "--split"]),
         ("predict", ["model", "images [images ...]", "--threshold"]),

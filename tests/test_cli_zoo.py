@@ -101,7 +101,15 @@ def test_variants_without_a_default_come_last():
     ("provenance", "words"),
     [
         ({}, "origin not stated"),
-        ({"method": "random", "groups": 4}, "random, 4 groups"),
+        ({"method": "by hand", "groups": 4}, "by hand, 4 groups"),
+        ({"method": "random", "space": "C", "groups": 4, "seed": 2}, "not searched: random, space C, 4 groups, seed 2"),
+        ({"method": "uniform", "dilation": "1x3", "space": "C"}, "not searched: uniform 1x3, space C"),
+        ({"method": "shares", "channels_per_group": 8}, "not searched: given shares, groups of 8 channels"),
+        (
+            {"method": "shuffled", "seed": 1, "source_provenance": {"method": "sampled", "space": "A"}},
+            "not searched: shuffled, seed 1, from (searched: sampled, space A)",
+        ),
+        ({"method": "shuffled", "seed": 1}, "not searched: shuffled, seed 1, from (another genotype)"),
         ({"method": "sampled", "space": "B", "dataset": "a\n b"}, "searched: sampled, space B; dataset: a b"),
         ({"method": "transfer", "source_architecture": "resnet50"}, "not searched: transferred from resnet50"),
         ({"method": "transfer", "source_genotype": "mine"}, "not searched: transferred from mine"),

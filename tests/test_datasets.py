@@ -17,6 +17,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from nats_zoo import NatsError
 from nats_zoo.detection.augment import eval_transforms, train_transforms
+from nats_zoo.detection.coco_eval import evaluate
 from nats_zoo.detection.datasets import CocoDataset, DataError, collate, find_split, read_annotations
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -105,6 +106,101 @@ def test_crowd_is_no_target_and_a_box_that_juts_out_is_clipped_and_counted(datas
     _, target = dataset[2]
     assert target["boxes"].tolist() == [[0, 20.5, 6, 32]]
     assert dataset.clipped == 1
+
+
+# Transposed
+
+
+def test_the_transposed_twin_swaps_rows_and_columns_of_pixels_sizes_and_boxes(tmp_path, images):
+    path = write_annotations(tmp_path, CONTENT)
+    plain, twin = CocoDataset(path, images), CocoDataset(path, images, transpose=True)
+    for (image, target), (turned, swapped) in zip(plain, twin, strict=True):
+        assert type(turned) is tv_tensors.Image
+        assert torch.equal(turned, image.transpose(1, 2))
+        assert swapped["boxes"].canvas_size == target["boxes"].canvas_size[::-1]
+        assert torch.equal(swapped["boxes"], target["boxes"][:, [1, 0, 3, 2]])
+        assert all(torch.equal(swapped[key], target[key]) for key in ("labels", "area", "iscrowd"))
+        assert swapped["image_id"] == target["image_id"]
+    assert twin.clipped == plain.clipped == 1
+    assert twin.select([2]).to_coco()["images"] == twin.to_coco()["images"][2:]
+
+
+def test_transposing_twice_is_the_identity(tmp_path, images):
+    content = read_annotations(write_annotations(tmp_path, CONTENT))
+    turned = content.transposed()
+    assert turned.to_coco() != content.to_coco()
+    assert turned.transposed().to_coco() == content.to_coco()
+    again = write_annotations(tmp_path, turned.to_coco())
+    twice = CocoDataset(again, transposed_files(images, tmp_path / "turned"), transpose=True)
+    check_same_items(twice, CocoDataset(write_annotations(tmp_path, CONTENT), lossless(images, tmp_path)))
+
+
+def test_the_transposed_twin_equals_transposed_files(tmp_path, images):
+    """The oracle: the same data set with every file rewritten by Pillow."""
+    path = write_annotations(tmp_path, CONTENT)
+    twin = CocoDataset(path, lossless(images, tmp_path), transpose=True)
+    rewritten = CocoDataset(write_annotations(tmp_path, twin.to_coco()), transposed_files(images, tmp_path / "turned"))
+    check_same_items(twin, rewritten)
+    assert twin.to_coco() == rewritten.to_coco()
+
+
+def check_same_items(one: CocoDataset, other: CocoDataset) -> None:
+    for (image, target), (other_image, other_target) in zip(one, other, strict=True):
+        assert torch.equal(image, other_image)
+        assert target["boxes"].canvas_size == other_target["boxes"].canvas_size
+        for key in ("boxes", "labels", "area", "iscrowd"):
+            assert torch.equal(target[key], other_target[key]), key
+
+
+def lossless(images: Path, folder: Path) -> Path:
+    """Copies under the same names, all of them PNG inside."""
+    return rewrite(images, folder / "lossless", lambda image: image)
+
+
+def transposed_files(images: Path, folder: Path) -> Path:
+    return rewrite(images, folder, lambda image: image.transpose(Image.Transpose.TRANSPOSE))
+
+
+def rewrite(images: Path, folder: Path, change) -> Path:
+    for path in images.rglob("*.*"):
+        target = folder / path.relative_to(images)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            change(image).save(target, "PNG")
+    return folder
+
+
+def test_a_perfect_prediction_has_ap_100_on_the_transposed_twin_only(tmp_path, images):
+    twin = CocoDataset(write_annotations(tmp_path, CONTENT), images, transpose=True)
+    results = [
+        {"image_id": entry["image_id"], "category_id": entry["category_id"], "bbox": entry["bbox"], "score": 0.9}
+        for entry in twin.to_coco()["annotations"]
+        if not entry["iscrowd"]
+    ]
+    assert evaluate(twin, results).ap == pytest.approx(100)
+    assert evaluate(CocoDataset(twin.annotations, images), results).ap < 50
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_boxes_of_the_twin_move_with_the_pixels(tmp_path, images, transpose):
+    """Under random flips too, which come after it."""
+    path = write_annotations(tmp_path, CONTENT)
+    data = CocoDataset(path, images, train_transforms(0.5, 0.5), transpose=transpose)
+    for epoch in range(6):
+        data.set_epoch(epoch)
+        image, target = data[0]
+        rows, columns = torch.where(image[0] == 1)
+        box = [columns.min().item(), rows.min().item(), columns.max().item() + 1, rows.max().item() + 1]
+        assert target["boxes"][0].tolist() == box
+        assert (box[2] - box[0], box[3] - box[1]) == ((12, 10) if transpose else (10, 12))
+
+
+def test_the_size_of_a_file_is_checked_as_annotated_not_as_transposed(tmp_path):
+    images = draw_images(tmp_path / "images")
+    Image.new("RGB", (30, 40)).save(images / "red.png")
+    twin = CocoDataset(write_annotations(tmp_path, CONTENT), images, transpose=True)
+    with pytest.raises(DataError, match="expected 40x30 pixels as annotated, the file stores 30x40"):
+        twin[0]
 
 
 @pytest.mark.parametrize(

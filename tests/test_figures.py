@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from PIL import Image
 
@@ -16,9 +17,12 @@ from nats_zoo.figures import (
     alpha_heatmaps,
     dilation_colour,
     dilation_hatch,
+    dilation_kind,
     dilation_name,
     erf_picture,
     genotype_chart,
+    prediction_scatter,
+    score_heatmaps,
     search_curves,
     training_curves,
 )
@@ -26,6 +30,7 @@ from nats_zoo.genotype import Genotype, Run
 
 IC_CONV = [(height, width) for height in range(1, 5) for width in range(1, 5)]
 CIRCLE = "#5fd7ff"
+BROWN_TO_GREEN = colormaps["BrBG"]
 SPACE_C = [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (1, 3), (3, 1), (1, 5), (5, 1)]
 # Machado, Oliveira and Fernandes 2009, full severity, on linear RGB
 COLOUR_VISION = {
@@ -279,13 +284,36 @@ def test_search_curves_draw_alphas_loss_only_if_there_is_one(tmp_path):
     assert orange[1] > 300
 
 
+@pytest.mark.parametrize("missing", ["loss", "alpha_loss", "entropy", "share_changed"])
+def test_search_curves_bear_any_key_to_be_absent_and_not_all_of_them(missing, tmp_path):
+    keys = ["loss", "alpha_loss", "entropy", "share_changed"]
+    records = [{"step": s, "epoch": s / 10, missing: None} | {k: 0.5 for k in keys if k != missing} for s in range(30)]
+    search_curves(write_log(tmp_path / "log", records), tmp_path / "curves.png")
+    search_curves(
+        write_log(tmp_path / "one", [{**r, **dict.fromkeys(keys), missing: 0.5} for r in records]), tmp_path / "o"
+    )
+    assert read(tmp_path / "curves.png").shape[0] > read(tmp_path / "o").shape[0]
+    with pytest.raises(NatsError, match="none: no record has one of the keys loss, alpha_loss"):
+        search_curves(write_log(tmp_path / "none", [{"step": 1, "epoch": 1, "lr": 1}]), tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize("draw", [training_curves, search_curves])
+def test_a_torn_last_line_changes_nothing_and_a_single_step_is_seen(draw, tmp_path):
+    draw(write_log(tmp_path / "log", losses(1)), tmp_path / "whole.png")
+    with (tmp_path / "log").open("a") as file:
+        file.write('{"step": 1, "epoch": 0.1, "lo')
+    draw(tmp_path / "log", tmp_path / "torn.png")
+    assert (tmp_path / "whole.png").read_bytes() == (tmp_path / "torn.png").read_bytes()
+    assert pixels_of(read(tmp_path / "torn.png"), "#0072b2") > 20
+
+
 @pytest.mark.parametrize("draw", [training_curves, search_curves])
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no record has the key 'loss'"),
-        ('{"step": 1, "epoch": 1.0, "AP": 3}\n', "no record has the key 'loss'"),
-        ('{"step": 1, "epoch": 1.0, "loss": 3}\n{"step": 2, "ep', "log.jsonl: line 2: not JSON"),
+        ("", "no record has .*loss"),
+        ('{"step": 1, "epoch": 1.0, "AP": 3}\n', "no record has .*loss"),
+        ('{"step": 1, "epoch": 1.0, "loss": 3}\n{"step": 2, "ep\n', "log.jsonl: line 2: not JSON"),
         ('\n{"step": 1, "loss": 3}', "log.jsonl: line 2: expected an object with the keys 'step' and 'epoch'"),
         ("[1]\n", "log.jsonl: line 1: expected an object"),
     ],
@@ -304,18 +332,125 @@ def test_a_missing_log_is_named(tmp_path):
 
 
 def test_heatmaps_show_the_mean_of_the_groups_probabilities(tmp_path):
-    """Two of three groups are sure of the first candidate, one of the third: 2/3, 0, 1/3, 0 from top to bottom."""
+    """Two of three groups are sure of the first candidate, one of the third: 2/3, 0, 1/3, 0 from top to bottom.
+
+    In multiples of the uniform 1/4: 8/3, the most, then 0, 4/3 and 0. Green begins at 1: 4/3 is a fifth of its way.
+    """
     alpha = [[50.0, 0, 0, 0], [50.0, 0, 0, 0], [0, 0, 50.0, 0]]
     history = [{"epoch": float(epoch), "alpha": {"layer2.0.conv2": alpha}} for epoch in range(3)]
     candidates = {"layer2.0.conv2": [(1, 1), (2, 2), (1, 3), (3, 1)]}
     alpha_heatmaps(history, candidates, tmp_path / "alpha.png")
     image = read(tmp_path / "alpha.png")
     column = image[:, image.shape[1] // 3]  # through the panel, left of the colour bar
-    viridis = {"top": [253, 231, 37], "half": [33, 145, 140], "zero": [68, 1, 84]}
-    found = [next((name for name, c in viridis.items() if np.abs(pixel - c).max() <= 3), None) for pixel in column]
+    colours = {
+        name: np.array(BROWN_TO_GREEN(at)[:3]) * 255 for name, at in (("top", 1.0), ("some", 0.6), ("zero", 0.0))
+    }
+    found = [next((name for name, c in colours.items() if np.abs(pixel - c).max() <= 3), None) for pixel in column]
     bands = [(name, len(list(band))) for name, band in itertools.groupby(found) if name]
-    assert [name for name, _ in bands] == ["top", "zero", "half", "zero"]
+    assert [name for name, _ in bands] == ["top", "zero", "some", "zero"]
     assert max(height for _, height in bands) - min(height for _, height in bands) <= 2
+
+
+def test_an_undecided_search_is_white_for_any_number_of_candidates(tmp_path):
+    candidates = {"layer2.0.conv2": SPACE_C[:5], "layer4.0.conv2": SPACE_C}
+    history = [{"epoch": 1, "alpha": {conv: np.zeros((4, len(found))) for conv, found in candidates.items()}}]
+    alpha_heatmaps(history, candidates, tmp_path / "alpha.png")
+    white = np.abs(read(tmp_path / "alpha.png") - np.array(BROWN_TO_GREEN(0.5)[:3]) * 255).max(-1) <= 1
+    assert white[:, : white.shape[1] // 3].sum() > 10_000
+    assert white[:, white.shape[1] // 2 : -120].sum() > 10_000
+
+
+def test_heatmaps_divide_alpha_by_each_snapshots_temperature(tmp_path):
+    rng = np.random.default_rng(0)
+    candidates = {"layer2.0.conv2": SPACE_C[:4]}
+    alphas, temperatures = rng.normal(size=(3, 2, 4)), [1.0, 0.5, 0.2]
+    for name, scale in (("hot", np.ones(3)), ("cold", np.array(temperatures))):
+        rows = zip(alphas, scale, strict=True)
+        history = [{"epoch": i, "alpha": {"layer2.0.conv2": alpha / s}} for i, (alpha, s) in enumerate(rows)]
+        alpha_heatmaps(history, candidates, tmp_path / name, temperatures if name == "hot" else None)
+    assert (tmp_path / "hot").read_bytes() == (tmp_path / "cold").read_bytes()
+    alpha_heatmaps(history, candidates, tmp_path / "hot", temperatures)
+    assert (tmp_path / "hot").read_bytes() != (tmp_path / "cold").read_bytes()
+
+
+def test_a_snapshot_stands_for_the_epoch_that_it_ends(tmp_path):
+    """Alpha moves in the second of two epochs: the right half of the panel."""
+    alphas = [np.zeros((1, 2)), np.array([[50.0, 0]])]
+    history = [{"epoch": i, "alpha": {"layer2.0.conv2": alpha}} for i, alpha in enumerate(alphas, 1)]
+    alpha_heatmaps(history, {"layer2.0.conv2": [(1, 1), (2, 2)]}, tmp_path / "alpha.png")
+    image = read(tmp_path / "alpha.png")[:, :-90]  # without the colour bar
+    columns = {}
+    for name, at in (("white", 0.5), ("green", 1.0)):
+        is_colour = np.abs(image - np.array(BROWN_TO_GREEN(at)[:3]) * 255).max(-1) <= 2
+        columns[name] = np.flatnonzero(is_colour.sum(0) > 50)
+    assert columns["white"].max() < columns["green"].min()
+    assert len(columns["white"]) == pytest.approx(len(columns["green"]), abs=3)
+
+
+def test_scores_that_promise_a_lower_loss_are_blue_and_the_others_red(tmp_path):
+    """Group 0 gains by the second candidate, group 1 by nothing: blue, then red, in the lower row; white above."""
+    score_heatmaps({"c": [[0, -1.0], [0, 1.0]]}, {"c": [(1, 1), (2, 2)]}, tmp_path / "scores.png", "round 1")
+    image = read(tmp_path / "scores.png")[:, :-100]
+    blue = (image[..., 2] - image[..., 0]) > 60
+    red = (image[..., 0] - image[..., 2]) > 60
+    rows = [np.flatnonzero(colour.any(1)) for colour in (blue, red)]
+    assert abs(rows[0].min() - rows[1].min()) <= 2
+    assert rows[0].min() > 0.4 * len(image) * 0.8
+    assert np.flatnonzero(blue.any(0)).max() <= np.flatnonzero(red.any(0)).min() + 1
+    assert blue.sum() == pytest.approx(red.sum(), rel=0.05)
+
+
+def test_scores_of_nothing_are_drawn(tmp_path):
+    score_heatmaps({"c": [[0.0, 0.0]]}, {"c": [(1, 1), (2, 2)]}, tmp_path / "scores.png")
+    assert read(tmp_path / "scores.png").min() < 100
+
+
+def centre_of(image, colour):
+    rows, columns = np.nonzero((np.abs(image - np.array(to_rgb(colour)) * 255) <= 1).all(-1))
+    return np.array([columns.mean(), -rows.mean()])
+
+
+def test_trials_lie_where_their_numbers_are_accepted_and_rejected_told_apart(tmp_path):
+    trials = [
+        {"predicted": -4.0, "actual": 1.0, "accepted": False, "changes": 8},
+        {"predicted": -2.0, "actual": -1.0, "accepted": True, "changes": 4},
+        {"predicted": -1.0, "actual": float("nan"), "accepted": False},
+    ]
+    prediction_scatter(trials, tmp_path / "both.png")
+    prediction_scatter([trials[0] | {"accepted": None}], tmp_path / "rejected.png")
+    image = read(tmp_path / "both.png")[80:]  # without the legend
+    rejected, accepted = centre_of(image, "#d55e00"), centre_of(image, "#0072b2")
+    assert (rejected < accepted).tolist() == [True, False]
+    alone = read(tmp_path / "rejected.png")
+    assert pixels_of(alone, "#d55e00") > 20
+    assert pixels_of(alone, "#0072b2") == 0
+
+
+def test_a_trial_as_predicted_lies_on_the_line(tmp_path):
+    """The line's pixels, a straight line fitted to them, pass through the point."""
+    trials = [{"predicted": p, "actual": a, "accepted": True} for p, a in ((-3.0, -3.0), (-2.5, -0.5))]
+    prediction_scatter([{**trial, "accepted": trial is trials[0]} for trial in trials], tmp_path / "one.png")
+    image = read(tmp_path / "one.png")
+    below = image[130:-80, 80:]  # without the legend and the labels
+    rows, columns = np.nonzero(np.abs(below - 0x55).max(-1) <= 1)
+    slope, start = np.polyfit(columns, rows, 1)
+    x, y = centre_of(below, "#0072b2")
+    assert slope * x + start == pytest.approx(-y, abs=4)
+    x, y = centre_of(below, "#d55e00")
+    assert abs(slope * x + start + y) > 50
+
+
+def test_a_scatter_needs_a_trial(tmp_path):
+    with pytest.raises(NatsError, match="at least one trial"):
+        prediction_scatter([{"predicted": 1.0, "actual": float("inf")}], tmp_path / "p.png")
+
+
+@pytest.mark.parametrize(
+    ("dilation", "kind"),
+    [((1, 1), "plain"), ((3, 3), "isotropic"), ((1, 3), "wide"), ((2, 4), "wide"), ((5, 1), "tall"), ((3, 2), "tall")],
+)
+def test_kinds_of_dilations(dilation, kind):
+    assert dilation_kind(dilation) == kind
 
 
 def test_heatmaps_of_many_convolutions_with_different_candidates(tmp_path):

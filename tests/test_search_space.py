@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nats_zoo import NatsError
-from nats_zoo.search import SPACES, SearchError, SearchSpace
-from nats_zoo.search.space import count_groups, searched_convs
+from nats_zoo import NatsError, searchable_convs
+from nats_zoo.search import SPACES, SearchError, SearchSpace, find_space
+from nats_zoo.search.space import count_groups, genotype_names, searched_convs
 
 # The paper's table: candidate dilations of layer2, layer3 and layer4; a number means the same in both directions.
 PAPER = {
@@ -81,11 +81,98 @@ def test_stages_that_a_space_does_not_name_are_not_searched():
     assert list(searched_convs(network("resnet18"), late)) == ["layer4.0.conv2", "layer4.1.conv2"]
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vgg11_bn"])
-def test_a_network_without_residual_blocks_has_nothing_to_search(name):
-    with pytest.raises(SearchError, match="no residual blocks in layer2 to layer4") as caught:
-        searched_convs(network(name), SPACES["C"])
+def test_a_network_without_searchable_convolutions_is_refused():
+    with pytest.raises(SearchError, match=r"ConvNet has no convolution to search in the stages 2, 3, 4") as caught:
+        searched_convs(ConvNet(), SPACES["C"])
     assert isinstance(caught.value, NatsError)
+
+
+class ConvNet(torch.nn.Sequential):
+    """A network that timm knows nothing of: one stage, 0."""
+
+    def __init__(self):
+        super().__init__(torch.nn.Conv2d(3, 4, 3))
+
+
+@pytest.mark.parametrize("name", ["regnety_002", "mobilenetv3_small_050", "vgg11_bn", "convnext_atto"])
+def test_of_another_network_all_searchable_convolutions_of_the_stages_are_searched(name):
+    model = network(name)
+    convs = searched_convs(model, SPACES["A"])
+    stages = searchable_convs(model)
+    assert list(convs) == [conv for stage in (2, 3, 4) for conv in stages.get(stage, [])]
+    for stage in (2, 3, 4):
+        assert {convs[conv] for conv in stages.get(stage, [])} <= {SPACES["A"].candidates[stage]}
+
+
+def test_both_convolutions_of_basic_blocks_on_request():
+    convs = searched_convs(network("resnet18"), SPACES["A"], basic_block="both")
+    assert list(convs)[:4] == ["layer2.0.conv1", "layer2.0.conv2", "layer2.1.conv1", "layer2.1.conv2"]
+    assert len(convs) == 12
+    bottlenecks = network("resnet50")
+    assert searched_convs(bottlenecks, SPACES["A"], basic_block="both") == searched_convs(bottlenecks, SPACES["A"])
+
+
+def test_convolutions_can_be_named_by_patterns():
+    convs = searched_convs(network("resnet18"), SPACES["C"], ["layer4.*", "layer2.1.conv1"])
+    assert list(convs) == ["layer2.1.conv1", *(f"layer4.{block}.conv{n}" for block in (0, 1) for n in (1, 2))]
+
+
+def test_a_pattern_that_matches_nothing_and_a_stage_without_candidates_are_refused():
+    model = network("resnet18")
+    with pytest.raises(SearchError, match=r"convs: 'layer9.*' matches no convolution that can be searched, such as"):
+        searched_convs(model, SPACES["C"], ["layer4.*", "layer9.*"])
+    with pytest.raises(SearchError, match=r"convs: layer1\.0\.conv1 is in stage 1, space C has no candidates for it"):
+        searched_convs(model, SPACES["C"], ["layer1.*"])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnety_002", "convnext_atto", "vgg11_bn", "cspresnet50", "densenet121"])
+def test_a_genotype_names_convolutions_as_the_network_does_that_was_not_taken_apart(name):
+    plain, wrapped = network(name), network(name, features_only=True)
+    names = genotype_names(wrapped, [conv for convs in searchable_convs(wrapped).values() for conv in convs])
+    assert names
+    assert len(set(names.values())) == len(names)
+    for own, original in names.items():
+        assert wrapped.get_submodule(own).weight.shape == plain.get_submodule(original).weight.shape
+    own_stages, stages = searchable_convs(wrapped), searchable_convs(plain)
+    for stage, convs in own_stages.items():
+        assert {names[conv] for conv in convs} <= set(stages[stage])
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_a_space_of_ones_own_comes_from_yaml(tmp_path):
+    space = find_space(write(tmp_path / "wide.yaml", "2: [1, [1, 3]]\n4: [1, 2, [5, 1]]\n"))
+    assert space.name == "wide"
+    assert space.candidates == {2: ((1, 1), (1, 3)), 4: ((1, 1), (2, 2), (5, 1))}
+    assert find_space("B") is SPACES["B"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("2: [1, [1, 3, 5]]", r"2: expected numbers or \[height, width\]"),
+        ("2: [1, 0]", "2: expected numbers"),
+        ("2: [1, true]", "2: expected numbers"),
+        ("2: 3", "2: expected a list of candidates"),
+        ("layer2: [1, 2]", "expected stages"),
+        ("[1, 2]", "expected stages"),
+        ("", "expected stages"),
+        ("2: [1, 2", "not YAML"),
+        ("2: [2, 3]", "space bad: stage 2: expected different dilations that begin with 1"),
+    ],
+)
+def test_a_malformed_space_is_refused_in_one_line(tmp_path, text, complaint):
+    with pytest.raises(SearchError, match=complaint) as caught:
+        find_space(write(tmp_path / "bad.yaml", text))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_space_is_refused():
+    with pytest.raises(SearchError, match="space: D: expected A, B, C or a YAML file"):
+        find_space("D")
 
 
 @given(

@@ -20,7 +20,7 @@ from nats_zoo import Genotype, RegroupedConv2d, __version__, cli
 from nats_zoo.detection import CocoDataset
 from nats_zoo.detection.drawn import draw_dataset
 from nats_zoo.search import SearchConfig, Searcher, SearchError
-from nats_zoo.search.searcher import split_for_search
+from nats_zoo.search.start import held_back, split_for_search
 
 CONVS = ["layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2"]  # of timm's smallest ResNet
 TRAIN = 7  # images: halves of 3 and 4
@@ -151,27 +151,39 @@ def dataset(data):
     return CocoDataset(data / "annotations" / "instances_train.json", data / "images")
 
 
-def test_bilevel_halves_share_no_image_and_hold_all(data):
+def test_bilevel_halves_share_no_image_and_hold_all(data, options):
     images = set(dataset(data).image_ids)
     drawn = set()
     for seed in range(5):
-        halves = [set(half.image_ids) for half in split_for_search(dataset(data), "bilevel", seed)]
+        config = SearchConfig(**options("run", seed=seed))
+        halves = [set(half.image_ids) for half in split_for_search(dataset(data), config)]
         assert not halves[0] & halves[1]
         assert halves[0] | halves[1] == images
         assert [len(half) for half in halves] == [TRAIN // 2, TRAIN - TRAIN // 2]
-        assert halves == [set(half.image_ids) for half in split_for_search(dataset(data), "bilevel", seed)]
+        assert halves == [set(half.image_ids) for half in split_for_search(dataset(data), config)]
         drawn.add(frozenset(halves[0]))
     assert len(drawn) > 1
 
 
-def test_a_single_level_search_uses_all_images(data):
-    (everything,) = split_for_search(dataset(data), "single", 0)
+def test_a_single_level_search_uses_all_images(data, options):
+    (everything,) = split_for_search(dataset(data), SearchConfig(**options("run", level="single")))
     assert everything.image_ids == dataset(data).image_ids
 
 
-def test_a_bilevel_search_needs_two_images(data):
+def test_a_bilevel_search_needs_two_images(data, options):
     with pytest.raises(SearchError, match="needs at least two images"):
-        split_for_search(dataset(data).select([0]), "bilevel", 0)
+        split_for_search(dataset(data).select([0]), SearchConfig(**options("run")))
+
+
+def test_a_sensitivity_search_holds_images_back(data, options):
+    config = SearchConfig(**options("run", mode="sensitivity", held_back_images=3))
+    (used,) = split_for_search(dataset(data), config)
+    kept = held_back(dataset(data), config)
+    assert len(kept) == 3
+    assert not set(used.image_ids) & set(kept.image_ids)
+    assert set(used.image_ids) | set(kept.image_ids) == set(dataset(data).image_ids)
+    with pytest.raises(SearchError, match=r"held_back_images: expected fewer than its 7 images, found 7"):
+        split_for_search(dataset(data), SearchConfig(**options("run", mode="sensitivity", held_back_images=7)))
 
 
 def batches(data):
@@ -182,11 +194,11 @@ def batches(data):
 def after_a_step(searcher, *batches, alpha=0.5):
     """Alpha and weights, each as one vector, after one step from alpha that is not zero."""
     with torch.no_grad():
-        for mixture in searcher.mixtures.values():
+        for mixture in searcher.searched.values():
             mixture.alpha.fill_(alpha)
     before = [torch.cat([p.detach().flatten() for p in split]) for split in _split(searcher)]
     torch.manual_seed(0)
-    record = searcher.train_step(*batches)
+    record = searcher.train_step(*([batch] for batch in batches))
     after = [torch.cat([p.detach().flatten() for p in split]) for split in _split(searcher)]
     assert all(p.grad is None for p in searcher.plain_detector.parameters())
     return record, *after, *before
@@ -216,7 +228,7 @@ def test_alpha_takes_the_gradient_of_its_own_half_alone(searcher, data):
     one, two, _ = batches(data)
     searched = searcher(lr_per_image=0.0, final_lr_per_image=0.0, alpha_weight_decay=0.0)
     torch.manual_seed(0)
-    searched.train_step(one, two)
+    searched.train_step([one], [two])
 
     by_hand = searcher()
     detector = by_hand.plain_detector.train()
@@ -224,9 +236,9 @@ def test_alpha_takes_the_gradient_of_its_own_half_alone(searcher, data):
     for batch in (one, two):
         detector.zero_grad()
         sum(detector(*batch).values()).backward()
-    for name, mixture in searched.mixtures.items():
+    for name, mixture in searched.searched.items():
         mean_gradient = searched.alpha_optimizer.state[mixture.alpha]["exp_avg"]  # a tenth of the first gradient
-        torch.testing.assert_close(mean_gradient, 0.1 * by_hand.mixtures[name].alpha.grad, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(mean_gradient, 0.1 * by_hand.searched[name].alpha.grad, rtol=1e-4, atol=1e-9)
 
 
 def test_a_single_level_step_moves_both_by_the_same_loss(searcher, data):
@@ -273,8 +285,7 @@ def test_weights_move_in_every_candidate(bilevel, weights):
     pretrained = load_file(weights / "model.safetensors")
     model = final_tensors(bilevel)["model.safetensors"]
     for name in CONVS:
-        kernels = [value for key, value in model.items() if f"{name}.branches." in key and key.endswith("weight")]
-        assert len(kernels) == (3 if name.startswith("layer4") else 2)
+        kernels = model[f"backbone.body.{name}.kernels"].chunk(3 if name.startswith("layer4") else 2)
         assert not any(torch.equal(kernel, pretrained[f"{name}.weight"]) for kernel in kernels)
         assert not torch.equal(kernels[0], kernels[1])
 
@@ -289,10 +300,10 @@ def test_candidates_have_statistics_of_their_own(bilevel):
 
 def test_statistics_follow_the_kernels_at_the_beginning_of_an_epoch(searcher):
     searched = searcher()
-    first = searched.mixtures[CONVS[0]]
+    first = searched.searched[CONVS[0]]
     searched.begin_epoch()
     mean, var = first.mean.clone(), first.var.clone()
-    first.branches[1].weight.data *= 2
+    first.kernel(1).data.mul_(2)
     searched.begin_epoch()
     torch.testing.assert_close(first.mean, mean * torch.tensor([[1.0], [2.0]]))
     torch.testing.assert_close(first.var, var * torch.tensor([[1.0], [4.0]]))
@@ -335,19 +346,17 @@ def test_a_genotype_says_where_it_comes_from(bilevel):
     assert provenance["metrics"]["share_changed"] == pytest.approx(genotype(bilevel).share_changed(), abs=1e-4)
 
 
-def test_pictures_are_written(bilevel):
+def test_a_report_is_written(bilevel):
+    assert sorted(os.listdir(f"{bilevel['output']}/report")) == ["alpha.png", "genotype.png", "report.md", "search.png"]
     for name in ("genotype.png", "search.png", "alpha.png"):
-        with Image.open(f"{bilevel['output']}/{name}") as picture:
+        with Image.open(f"{bilevel['output']}/report/{name}") as picture:
             picture.load()
             assert picture.format == "PNG"
             assert min(picture.size) > 100
 
 
 def test_nothing_else_is_written(bilevel):
-    pictures = ["alpha.png", "genotype.png", "search.png"]
-    assert sorted(os.listdir(bilevel["output"])) == sorted(
-        ["checkpoints", "genotype.json", "log.jsonl", "run.json", *pictures]
-    )
+    assert sorted(os.listdir(bilevel["output"])) == ["checkpoints", "genotype.json", "log.jsonl", "report", "run.json"]
     assert checkpoints(bilevel) == [f"step_{4 * (TRAIN // 2):06d}"]
 
 
@@ -426,6 +435,31 @@ def test_interrupted_between_two_steps_and_resumed_equals_uninterrupted(bilevel,
     assert_same_search(stopped, bilevel)
 
 
+MODES = {
+    "sampled": {"level": "bilevel", "epochs": 2, "alpha_start": 0},
+    "sampled-untied": {"mode": "sampled", "level": "single", "kernels": "untied", "epochs": 2},
+    "mixture-tied": {"mode": "mixture", "level": "single", "kernels": "tied", "epochs": 2, "norm": "frozen"},
+    "sensitivity": {"epochs": 1, "batch_size": 2, "score_images": 3, "held_back_images": 2, "trainable_layers": 5},
+    "live": {"mode": "sampled", "level": "single", "norm": "live", "epochs": 2, "final_temperature": 0.5},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_in_any_mode_and_resumed_equals_uninterrupted(mode, options, tmp_path):
+    changes = {"mode": mode, **MODES[mode]}
+    whole = options(tmp_path / "whole", **changes)
+    search(whole)
+    steps = [record["step"] for record in records(whole, "trial" if mode == "sensitivity" else "loss")]
+    stopped = {**whole, "output": str(tmp_path / "run"), "checkpoint_every": 1}
+    middle = steps[0] if mode == "sensitivity" else max(2, steps[-1] // 2)
+    assert middle < steps[-1]  # something is left to do
+    code, _ = stop_behind(start(stopped), stopped, middle, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    search({**stopped, "resume": True})
+    assert_same_search(stopped, whole)
+    assert records(stopped, "trial") == records(whole, "trial")
+
+
 def test_killed_behind_an_epoch_and_resumed_equals_uninterrupted(single, tmp_path):
     """The resumed process calibrates first of all, on the images as the stopped one saw them."""
     stopped = {**single, "output": str(tmp_path / "run")}
@@ -459,7 +493,7 @@ from nats_zoo.files import write_json
 class Watched(search.Searcher):
     def run(self):
         genotype = super().run()
-        write_json(f"{sys.argv[0]}.{self.accelerator.process_index}", alpha_dict(self.mixtures))
+        write_json(f"{sys.argv[0]}.{self.accelerator.process_index}", alpha_dict(self.searched))
         return genotype
 
 

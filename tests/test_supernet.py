@@ -32,7 +32,8 @@ from nats_zoo.search import (
     decode_network,
 )
 from nats_zoo.search.space import searched_convs
-from nats_zoo.search.supernet import Moments, alpha_dict, entropy, share_changed
+from nats_zoo.search.searched_conv import Moments
+from nats_zoo.search.supernet import alpha_dict, entropy, share_changed
 
 CHANNELS = (8, 16, 24, 32)  # a slim resnet18
 GROUPS = 4
@@ -71,9 +72,8 @@ def drift(mixtures, seed=2):
     """Move every candidate's kernel its own way, as a search does."""
     rng = generator(seed)
     for mixture in mixtures.values():
-        for branch in mixture.branches:
-            noise = torch.randn(branch.weight.shape, generator=rng, dtype=torch.float64)
-            branch.weight += 0.3 * branch.weight.std() * noise
+        noise = torch.randn(mixture.kernels.shape, generator=rng, dtype=torch.float64)
+        mixture.kernels += 0.3 * mixture.kernels.std() * noise
 
 
 @torch.no_grad()
@@ -136,7 +136,7 @@ def load_by_hand(genotype, plain, mixtures, chosen):
         norm = name.replace("conv2", "bn2")
         for c in range(mixture.out_channels):
             g = chosen[name][c * GROUPS // mixture.out_channels]
-            state[f"{name}.weight"][c] = mixture.branches[g].weight.data[c]
+            state[f"{name}.weight"][c] = mixture.kernel(g)[c].detach()
             state[f"{norm}.running_mean"][c] = mixture.mean[g, c]
             state[f"{norm}.running_var"][c] = mixture.var[g, c]
     network.load_state_dict(state)
@@ -170,8 +170,7 @@ def test_a_genotype_names_the_chosen_dilation_of_each_channel_in_place(decided):
 
 def test_frozen_kernels_stay_frozen_when_decoded(plain):
     body, mixtures = supernet(plain, "A")
-    for branch in mixtures["layer2.0.conv2"].branches:
-        branch.weight.requires_grad_(False)
+    mixtures["layer2.0.conv2"].kernels.requires_grad_(False)
     decode_network(body, mixtures)
     trained = {name for name in mixtures if body.get_submodule(name).weight.requires_grad}
     assert trained == set(mixtures) - {"layer2.0.conv2"}
@@ -195,10 +194,10 @@ CONVS = {
 
 def random_mixture(conv, num_groups=4, candidates=((1, 1), (2, 2), (1, 3), (3, 1))):
     """Random alpha, kernels and statistics."""
-    mixture = MixtureConv2d(conv.double(), candidates, num_groups, eps=1e-5, name="conv")
+    mixture = MixtureConv2d(conv.double(), candidates, num_groups, tied=False, eps=1e-5)
     rng = generator(4)
     with torch.no_grad():
-        for tensor in (mixture.alpha, mixture.mean, *(branch.weight for branch in mixture.branches)):
+        for tensor in (mixture.alpha, mixture.mean, mixture.kernels):
             tensor.normal_(generator=rng)
         mixture.var.uniform_(0.5, 2, generator=rng)
     return mixture
@@ -215,7 +214,7 @@ def test_each_group_is_the_sum_of_its_normalised_candidates_weighed_by_softmax(k
         channels = slice(i * per_group, (i + 1) * per_group)
         weights = mixture.alpha[i].exp() / mixture.alpha[i].exp().sum()
         for g, dilation in enumerate(mixture.candidates):
-            conv.weight.data = mixture.branches[g].weight.data
+            conv.weight.data = mixture.kernel(g).detach()
             y = convolve_per_channel(conv, x, [[conv.out_channels, *dilation]])[:, channels]
             mean, var = (stat[g, channels].view(-1, 1, 1) for stat in (mixture.mean, mixture.var))
             expected[:, channels] += weights[g] * (y - mean) / (var + 1e-5).sqrt()
@@ -225,8 +224,8 @@ def test_each_group_is_the_sum_of_its_normalised_candidates_weighed_by_softmax(k
 @pytest.mark.parametrize("kind", CONVS)
 def test_gradients_of_alpha_and_kernels_are_the_numerical_ones(kind):
     mixture = random_mixture(CONVS[kind]())
-    x = torch.randn(1, mixture.branches[0].in_channels, 5, 6, dtype=torch.float64, generator=generator(6))
-    names = ["alpha", *(f"branches.{g}.weight" for g in range(4))]
+    x = torch.randn(1, mixture.to_plain().in_channels, 5, 6, dtype=torch.float64, generator=generator(6))
+    names = ["alpha", "kernels"]
     tensors = [mixture.get_parameter(name) for name in names]
 
     def function(*values):
@@ -273,9 +272,8 @@ def test_candidates_start_as_copies_of_the_pretrained_kernel_that_share_no_memor
     body, mixtures = supernet(plain)
     for name, mixture in mixtures.items():
         assert body.get_submodule(name) is mixture
-        kernels = [branch.weight for branch in mixture.branches]
+        kernels = mixture.kernels.chunk(len(mixture.candidates))
         assert all(torch.equal(kernel, plain.get_submodule(name).weight) for kernel in kernels)
-        assert len({kernel.data_ptr() for kernel in kernels}) == len(mixture.candidates)
         assert mixture.alpha.shape == (GROUPS, len(mixture.candidates))
         assert not mixture.alpha.any()
 
@@ -334,7 +332,7 @@ def watch_inputs(mixtures):
 
 def normalised(mixture, g, inputs):
     """Candidate g's outputs as the mixture sees them: (channels, positions of all inputs)."""
-    y = torch.cat([mixture.branches[g](x).detach().transpose(0, 1).flatten(1) for x in inputs], 1)
+    y = torch.cat([mixture.convolve_all(x, g, mixture.kernel(g), None).detach().transpose(0, 1).flatten(1) for x in inputs], 1)
     return (y - mixture.mean[g, :, None]) / mixture.var[g, :, None].sqrt()
 
 

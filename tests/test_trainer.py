@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,15 +20,17 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nats_zoo import NatsError
 from nats_zoo.detection import DataError, TrainConfig, Trainer, evaluate, from_pretrained, predict
 from nats_zoo.detection.augment import train_transforms
-from nats_zoo.detection.datasets import CocoDataset
+from nats_zoo.detection.datasets import CocoDataset, find_split
 from nats_zoo.detection.drawn import draw_dataset
-from nats_zoo.detection.loop import EpochLoader
+from nats_zoo.detection.evaluation import evaluate_model
+from nats_zoo.detection.loop import EpochLoader, Interrupted
 from nats_zoo.detection.run_folder import RunError
 
 BACKBONE = "mobilenetv3_small_050"  # small files and fast steps, with batch norm
@@ -249,6 +252,25 @@ def test_the_learning_rate_is_scaled_and_falls_after_its_epochs(finished):
     assert rates[10] == pytest.approx(LR * BATCH * 0.1**2)
 
 
+def test_the_cosine_schedule_falls_to_zero_after_the_warm_up(inputs, tmp_path):
+    config = create_config(inputs, tmp_path / "run", lr_schedule="cosine", warmup_steps=2, lr_steps=(1,))
+    trainer = Trainer(config)
+    rates = []
+    for trainer.step in range(EPOCHS * STEPS + 1):
+        rates.append(trainer._lr() / (LR * BATCH))
+    after = EPOCHS * STEPS - 2
+    expected = [0.001, 0.5005] + [(1 + math.cos(math.pi * step / after)) / 2 for step in range(after + 1)]
+    assert rates == pytest.approx(expected, abs=1e-12)
+    assert rates[-1] == 0
+
+
+def test_a_warm_up_longer_than_the_run_leaves_nothing_for_the_schedule(inputs, tmp_path):
+    config = create_config(inputs, tmp_path / "run", lr_schedule="cosine", warmup_steps=100)
+    trainer = Trainer(config)
+    trainer.step = trainer.total_steps
+    assert trainer._lr() == pytest.approx(LR * BATCH * (0.001 + 0.999 * EPOCHS * STEPS / 100))
+
+
 def test_the_learning_rate_warms_up(short):
     (record,) = short.records
     assert record["step"] == 2, "the second step, with index 1, is the last"
@@ -266,6 +288,70 @@ def test_a_finished_run_resumes_to_nothing_new(finished, tmp_path):
     metrics = Trainer(replace(finished.trainer.config, output=str(output), resume=True)).run()
     assert metrics == finished.metrics
     check_same_results(output, finished.output)
+
+
+# --- the transposed twin, and memory format ---------------------------------------------------------------------------
+
+
+def test_a_transposed_run_trains_calibrates_and_evaluates_on_the_twin(inputs, tmp_path):
+    """As a plain run does on files that were transposed."""
+    root = tmp_path / "data"
+    (root / "annotations").mkdir(parents=True)
+    (root / "images").mkdir()
+    for split in ("train", "val"):
+        twin = CocoDataset(*find_split(inputs.data, split), transpose=True)
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(twin.to_coco()))
+        for index in range(len(twin)):
+            with Image.open(twin.path(index)) as image:
+                image.transpose(Image.Transpose.TRANSPOSE).save(root / "images" / twin.path(index).name)
+    options = {"epochs": 1, "jitter": 0.2}
+    Trainer(create_config(inputs, tmp_path / "twin", transpose=True, **options)).run()
+    Trainer(create_config(SimpleNamespace(data=str(root), weights=inputs.weights), tmp_path / "plain", **options)).run()
+    check_same_results(tmp_path / "twin", tmp_path / "plain")
+    model = str(tmp_path / "twin" / "model")
+    found = []
+    for number, (data, transpose) in enumerate([(root, False), (inputs.data, True), (inputs.data, False)]):
+        output = tmp_path / str(number)
+        evaluate_model(model, str(data), "val", output=str(output), transpose=transpose)
+        assert json.loads((output / "metrics.json").read_text())["transpose"] == transpose
+        found.append(json.loads((output / "results.json").read_text()))
+    assert found[0]
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+    assert "val, transposed" in (tmp_path / "twin" / "model" / "README.md").read_text()
+
+
+def test_channels_last_trains_the_same_detector_and_resumes_bit_for_bit(inputs, tmp_path):
+    options = {"epochs": 1, "checkpoint_every": 2, "val_split": None, "lr_per_image": 1e-4}
+    outputs = [tmp_path / name for name in ("contiguous", "last", "stopped")]
+    Trainer(create_config(inputs, outputs[0], **options)).run()
+    trainer = Trainer(create_config(inputs, outputs[1], channels_last=True, **options))
+    kernels = [p for p in trainer.detector.parameters() if p.dim() == 4]
+    assert kernels
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    trainer.run()
+    assert all(p.grad is None for p in kernels)
+    plain, last = (load_file(output / "model" / "model.safetensors") for output in outputs[:2])
+    for key, tensor in plain.items():
+        torch.testing.assert_close(last[key], tensor, rtol=1e-3, atol=1e-4)
+
+    config = create_config(inputs, outputs[2], channels_last=True, **options)
+    with pytest.raises(Interrupted):
+        StoppedTrainer(config).run()
+    resumed = Trainer(replace(config, resume=True))
+    resumed.run()
+    for name in ("model/model", f"checkpoints/step_{STEPS:06d}/optimizer"):
+        found, wanted = (load_file(folder / f"{name}.safetensors") for folder in (outputs[2], outputs[1]))
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+class StoppedTrainer(Trainer):
+    """Ends as on Ctrl-C, after its first steps."""
+
+    def train_step(self, *batches: tuple) -> dict[str, float]:
+        if self.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().train_step(*batches)
 
 
 # --- killed, interrupted, resumed -------------------------------------------------------------------------------------
@@ -436,10 +522,10 @@ def test_a_precision_that_can_not_be_had_is_one_line(inputs, tmp_path, monkeypat
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(inputs, tmp_path):
     options = {"lr_per_image": 1e30, "clip_grad": None, "warmup_steps": 0, "checkpoint_every": 1}
-    with pytest.raises(RunError, match=r"loss\w* is (nan|inf) at step [123]; the last checkpoint is kept") as error:
+    with pytest.raises(RunError, match=r"loss_\w+ is (nan|inf) at step [123], in epoch 1 of 3; the last") as error:
         Trainer(create_config(inputs, tmp_path / "run", **options)).run()
     assert "\n" not in str(error.value)
-    assert f"at step {checkpoints(tmp_path / 'run')[-1]};" in str(error.value)
+    assert f"at step {checkpoints(tmp_path / 'run')[-1]}," in str(error.value)
     assert not (tmp_path / "run" / "model").exists()
 
 

@@ -1,0 +1,106 @@
+"""Several processes of one run, and how the others end when one of them does."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from accelerate.utils import InitProcessGroupKwargs
+from torch import distributed
+
+from ..errors import NatsError
+
+TIMEOUT = timedelta(minutes=15)
+"""How long a process waits for another one: longer than the main one's downloads, as a rule."""
+
+LAUNCHER_PATIENCE = 25.0
+"""Seconds between a launcher's SIGTERM and our own end; it sends SIGKILL after 30."""
+
+BAD_EXIT = 2
+
+
+class LostProcess(NatsError):
+    """Another process of the run ended, or does not answer any more."""
+
+
+def process_group() -> InitProcessGroupKwargs:
+    """What the accelerator's process group is begun with."""
+    return InitProcessGroupKwargs(timeout=TIMEOUT)
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Whether an error is how the exchange with another process fails when that one is gone or silent."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def lost_process_line(what_next: str = "start them again") -> str:
+    """What to say then."""
+    return f"another process of the run ended, or no longer answers; {what_next}"
+
+
+@contextmanager
+def lost_process_told(what_next: Callable[[], str]) -> Iterator[None]:
+    """Turn the failed exchange with a process that is gone into LostProcess.
+
+    Args:
+        what_next: gives the end of its message: what is left and how to go on.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise LostProcess(lost_process_line(what_next())) from error
+
+
+@contextmanager
+def ended_with_launcher(what_next: Callable[[], str]) -> Iterator[None]:
+    """End this process when its launcher asks for it (SIGTERM) while it waits in vain for another one.
+
+    Python's signal handlers have to wait until an exchange returns, which may be never; the thread that is started
+    here does not. Where no launcher would end the process anyhow, there is none.
+
+    Args:
+        what_next: as for `lost_process_told`.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    left = threading.Event()
+    threading.Thread(target=_wait_for_signal, args=(reader, left, what_next), daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(before)
+        writer.close()
+
+
+def _wait_for_signal(reader: socket.socket, left: threading.Event, what_next: Callable[[], str]) -> None:
+    with reader:
+        while number := reader.recv(1):
+            if number[0] == signal.SIGTERM and not left.wait(LAUNCHER_PATIENCE):
+                print(f"nats: {lost_process_line(what_next())}", file=sys.stderr)
+                end_process(BAD_EXIT)
+
+
+def end_process(code: int) -> None:
+    """End this process at once, as taking down the group of a lost one may hang."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def leave_group() -> None:
+    """Take down the group of a run that ended well."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -1,0 +1,72 @@
+"""What a search begins with: the detector, and which images are for what."""
+
+import torch
+from accelerate import Accelerator
+from timm.layers import freeze_batch_norm_2d
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..detection.datasets import CocoDataset
+from ..detection.hub import from_pretrained
+from ..detection.trainer import create_run_detector
+from .config import SearchConfig
+from .space import SearchError
+
+
+def create_search_detector(config: SearchConfig, data: CocoDataset, accelerator: Accelerator) -> nn.Module:
+    """A plain detector: the trained one that the config names, or a new one on pretrained weights.
+
+    Its batch norms are frozen, unless the config's norm is `live`.
+
+    Raises:
+        NatsError: no such detector, or one that does not fit the data or the config.
+    """
+    norm = "live" if config.norm == "live" else "frozen"
+    if config.detector is None:
+        return create_run_detector(config, data, accelerator, norm=norm)
+    with accelerator.main_process_first():
+        detector = from_pretrained(config.detector)
+    found = detector.config
+    if found.genotype is not None:
+        raise SearchError(f"detector: {config.detector}: expected a plain backbone, found {found.backbone}")
+    if found.num_classes != len(data.classes) + 1:
+        raise SearchError(
+            f"detector: {config.detector}: has {found.num_classes - 1} classes, {data.annotations} {len(data.classes)}"
+        )
+    body = detector.backbone.body
+    has_live = any(isinstance(module, _BatchNorm) for module in body.modules())
+    if norm == "live" and not has_live:
+        raise SearchError(f"norm: the batch norms of {config.detector} are frozen, expected calibrated or frozen")
+    if norm == "frozen" and has_live:
+        detector.backbone.body = freeze_batch_norm_2d(body)
+    return detector
+
+
+def split_for_search(data: CocoDataset, config: SearchConfig) -> list[CocoDataset]:
+    """The images for the weights and, beside them, in a bilevel search those for alpha: two halves drawn by the seed.
+
+    In sensitivity mode: the images for weights and scores, without those that are held back.
+
+    Each keeps an epoch of its own, so that calibration on `data` sees the same mirrored images in every epoch, also
+    after a resume.
+    """
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    if config.mode == "sensitivity":
+        if len(data) <= config.held_back_images:
+            raise SearchError(
+                f"{data.annotations}: held_back_images: expected fewer than its {len(data)} images,"
+                f" found {config.held_back_images}"
+            )
+        return [data.select(sorted(order[config.held_back_images :]))]
+    if config.level == "single":
+        return [data.select(range(len(data)))]
+    if len(data) < 2:
+        raise SearchError(f"{data.annotations}: a bilevel search needs at least two images")
+    half = len(data) // 2
+    return [data.select(order[:half]), data.select(order[half:])]
+
+
+def held_back(data: CocoDataset, config: SearchConfig) -> CocoDataset:
+    """The images that a sensitivity search holds back, from a data set of the same images."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    return data.select(sorted(order[: config.held_back_images]))
