@@ -188,6 +188,9 @@ def plan_study(args: argparse.Namespace) -> Study:
     mode = {} if args.search_mode is None else {"mode": args.search_mode}
     search = read_options(SearchConfig, args.search_config, {**common, **mode})
     arms = tuple(dict.fromkeys(map(parse_arm, args.arms)))
+    modes = _search_modes(arms, search)
+    for each in set(modes.values()):
+        read_options(SearchConfig, args.search_config, {**common, "mode": each})
     _check_recipe(train, arms, args.shares)
     study = Study(
         output=Path(args.output).resolve(),
@@ -199,7 +202,7 @@ def plan_study(args: argparse.Namespace) -> Study:
         seed=args.seed,
         shares=_read_shares(args.shares),
         keep=args.keep,
-        search_modes=_search_modes(arms, search),
+        search_modes=modes,
     )
     _check_arms(study)
     return study
@@ -547,7 +550,7 @@ class Runner:
         if problem:
             self.failures[task.label] = problem
         self.bar.update()
-        self.bar.write(f"{task.label}: {problem or 'done'}")
+        self.bar.write(f"{task.label}: {problem or 'done'}", file=sys.stderr)
         study_report.write_csv(task.study.output)
 
     def _stop(self) -> None:

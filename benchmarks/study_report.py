@@ -356,6 +356,9 @@ def draw(results: Sequence[Result], path: Path) -> None:
     for axes, variant, rows in zip(panels, variants, found, strict=False):
         _draw_differences(axes, rows)
         axes.set_title(variant_name(variant), fontsize=9, loc="left")
+    ends = [end for axes in panels[: len(variants)] for end in axes.get_xlim()]
+    for axes in panels[: len(variants)]:
+        axes.set_xlim(min(ends), max(ends))
     if with_sizes:
         _draw_dose_response(panels[-1], results)
     with atomic_file(path) as scratch:

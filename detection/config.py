@@ -44,6 +44,7 @@ class RunConfig:
         workers: data loading processes.
         seed: of everything random.
         checkpoint_every: steps between checkpoints; null: one per epoch.
+        tensorboard: also write what is logged as TensorBoard scalars, to OUTPUT/tensorboard.
         resume: continue the run in the output folder, if there is one.
     """
 
@@ -74,6 +75,7 @@ class RunConfig:
     workers: int = 2
     seed: int = 0
     checkpoint_every: int | None = None
+    tensorboard: bool = False
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -81,6 +83,8 @@ class RunConfig:
         check_at_least(1, eval_batch_size=self.eval_batch_size)
         check_at_least(1, checkpoint_every=self.checkpoint_every)
         check_at_least(0, workers=self.workers, calibration_images=self.calibration_images, clip_grad=self.clip_grad)
+        if self.tensorboard:
+            check_tensorboard()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -92,3 +96,11 @@ def check_at_least(least: int, **options: float | None) -> None:
     for name, value in options.items():
         if value is not None and value < least:
             raise NatsError(f"{name}: expected {least} or more, found {value}")
+
+
+def check_tensorboard() -> None:
+    """NatsError without TensorBoard, which is an optional dependency."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise NatsError("tensorboard: needs the package tensorboard: pip install 'nats-zoo[tensorboard]'") from error

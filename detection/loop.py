@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..errors import one_line
 from .datasets import CocoDataset, collate
-from .processes import ended_with_launcher, lost_process_told
+from .processes import ended_with_launcher, has_launcher, lost_process_told
 from .run_folder import Checkpoint, RunError, RunFolder
 
 LOG_EVERY = 10  # steps
@@ -71,7 +71,10 @@ class EpochLoader:
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a request that is looked at between steps; a second one interrupts at once."""
+    """Turns Ctrl-C and SIGTERM into a request that is looked at between steps; a second one interrupts at once.
+
+    Not so under a launcher, which hands on what the terminal has sent to all: there the second is no second thought.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -87,7 +90,8 @@ class StopRequest:
 
     def _request(self, *_: object) -> None:
         self.requested = True
-        self._restore()
+        if not has_launcher():
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
@@ -230,8 +234,11 @@ class ResumableLoop(ABC):
         with ended_with_launcher(self._what_next), lost_process_told(self._what_next):
             self.folder.begin()
             self._resume()
-            self._run_epochs()
-            return self.finish()
+            try:
+                self._run_epochs()
+                return self.finish()
+            finally:
+                self.folder.close()
 
     def _what_next(self) -> str:
         step = self.folder.latest_step()

@@ -32,6 +32,11 @@ def process_group() -> InitProcessGroupKwargs:
     return InitProcessGroupKwargs(timeout=TIMEOUT)
 
 
+def has_launcher() -> bool:
+    """Whether torchrun or `accelerate launch` started this process, among others, and ends it when it must."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def is_lost_process(error: Exception) -> bool:
     """Whether an error is how the exchange with another process fails when that one is gone or silent."""
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -69,7 +74,7 @@ def ended_with_launcher(what_next: Callable[[], str]) -> Iterator[None]:
     Args:
         what_next: as for `lost_process_told`.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or threading.current_thread() is not threading.main_thread():
+    if not has_launcher() or threading.current_thread() is not threading.main_thread():
         yield
         return
     reader, writer = socket.socketpair()

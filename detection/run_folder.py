@@ -2,6 +2,7 @@
 
 run.json                 what was asked for
 log.jsonl                one record per logged step and per evaluation
+tensorboard              the same numbers for TensorBoard, if asked for
 checkpoints/step_000120  one safetensors file per group of tensors, and state.json
 """
 
@@ -21,7 +22,7 @@ from ..errors import NatsError
 from ..files import atomic_folder, read_json, write_json, write_text
 
 # Options that may differ between a run and its resumption: they do not change what is computed.
-FREE_OPTIONS = frozenset({"resume", "workers", "checkpoint_every", "output", "data", "images"})
+FREE_OPTIONS = frozenset({"resume", "workers", "checkpoint_every", "output", "data", "images", "tensorboard"})
 
 
 class RunError(NatsError):
@@ -44,14 +45,24 @@ class RunFolder:
         config: the run's options, plain data.
         resume: continue what the folder holds. An absent or empty folder is begun in either case.
         writer: whether this process writes (the main one does).
+        tensorboard: write the log's numbers for TensorBoard too.
 
     Raises:
         RunError: the folder holds something else, a run (and resume was not asked for), or a run of other options.
     """
 
-    def __init__(self, path: str | os.PathLike, config: Mapping[str, Any], resume: bool, writer: bool = True):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        config: Mapping[str, Any],
+        resume: bool,
+        writer: bool = True,
+        tensorboard: bool = False,
+    ):
         self.path = Path(path)
         self.writer = writer
+        self.tensorboard = tensorboard
+        self._events: Any = None  # torch's SummaryWriter
         self.config = json.loads(json.dumps(config))
         holds_run = (self.path / "run.json").is_file()
         if self.path.exists() and not self.path.is_dir():
@@ -101,6 +112,15 @@ class RunFolder:
         if self.writer:
             with self.log_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+            self._log_events(record)
+
+    def _log_events(self, record: Mapping[str, Any]) -> None:
+        if self._events is None:
+            return
+        for key, value in record.items():
+            if type(value) in (int, float) and key not in ("step", "epoch"):
+                self._events.add_scalar(key, value, record["step"])
+        self._events.flush()
 
     def read_log(self) -> list[dict[str, Any]]:
         """All records of the log."""
@@ -108,9 +128,19 @@ class RunFolder:
 
     def rewind_log(self, step: int) -> None:
         """Drop what was logged after this step: a resumed run logs it again."""
+        if self.writer and self.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(self.path / "tensorboard", purge_step=step + 1)
         if self.writer and self.log_path.is_file():
             lines = self.log_path.read_text(encoding="utf-8").splitlines()
             write_text(self.log_path, "".join(f"{line}\n" for line in lines if _logged_step(line) <= step))
+
+    def close(self) -> None:
+        """Close what the log is written to."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint beside its place, rename it, and only then remove older ones."""

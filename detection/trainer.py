@@ -88,7 +88,7 @@ class Trainer(ResumableLoop):
         self.train_data = open_split(config, config.train_split, train_transforms(
             config.flip, config.vertical_flip, config.jitter))  # fmt: skip
         self.val_data = open_split(config, config.val_split) if config.val_split else None
-        folder = RunFolder(config.output, config.to_dict(), config.resume, accelerator.is_main_process)
+        folder = open_run_folder(config, accelerator)
         loader = EpochLoader(self.train_data, accelerator, config.batch_size, config.workers, config.seed)
         super().__init__(
             accelerator, folder, [loader], config.epochs, config.seed, config.checkpoint_every, "train",
@@ -177,6 +177,11 @@ def create_accelerator(precision: Precision | None) -> Accelerator:
     if precision == "fp16" and accelerator.scaler is None:  # accelerate would silently compute in float32
         raise NatsError(f"precision: fp16 is not for the device {accelerator.device.type!r}, bf16 may be")
     return accelerator
+
+
+def open_run_folder(config: RunConfig, accelerator: Accelerator) -> RunFolder:
+    """The config's output folder, which the main process writes."""
+    return RunFolder(config.output, config.to_dict(), config.resume, accelerator.is_main_process, config.tensorboard)
 
 
 def open_split(config: RunConfig, split: str, transforms: Any = None) -> CocoDataset:

@@ -125,8 +125,10 @@ def _search(parser: Any) -> Callable[[Any], None]:
     parser.add_class_arguments(SearchConfig, as_group=False)
 
     def run(options: Any) -> None:
-        genotype = Searcher(SearchConfig(**options.as_dict()), command=_typed_command()).run()
-        _print_once(str(genotype))
+        searcher = Searcher(SearchConfig(**options.as_dict()), command=_typed_command())
+        _print_once(str(searcher.run()))
+        for warning in searcher.warnings:
+            _print_once(f"warning: {warning}")
 
     return run
 

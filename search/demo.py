@@ -112,8 +112,7 @@ def _report(folder: Path, data: Path, genotype: Genotype) -> None:
     print(f"\n{genotype}\n\n{table}\n")
     print(f"{IMAGES['test']} test images. One search and one training per arm: a demonstration, not evidence.")
     for name, content in (
-        ("search/genotype.png", "the genotype"),
-        ("search/alpha.png", "how the search made up its mind"),
+        ("search/report/report.md", "the search on one page, with its pictures"),
         ("detections.png", "ground truth, plain and NATS side by side"),
         ("nats/curves.png", "training curves"),
     ):

@@ -47,7 +47,8 @@ def calibrate_gains(body: nn.Module, genotype: Genotype, batches: Iterable[Tenso
     _check_network(body, genotype)
     changed = {name: runs for name, runs in genotype.convs.items() if any(run.dilation != PLAIN for run in runs)}
     if not changed:
-        return replace(genotype, gains={})
+        provenance = {key: value for key, value in genotype.provenance.items() if key != "gains"}
+        return replace(genotype, gains={}, provenance=provenance)
     pairs = {
         name: _Pair(body.get_submodule(name), runs, f"{genotype.source}: {name}") for name, runs in changed.items()
     }

@@ -24,7 +24,8 @@ UNMOVED_ENTROPY = 0.95
 # Not converged: more than this share of the groups changed their likeliest candidate in the last part of the run.
 LAST_PART = 0.1
 RESTLESS_SHARE = 0.1
-# Predictions are no use: at more than this share of the trials the loss changed the other way.
+# Predictions are no use: at more than this share of the trials the loss changed the other way. The trials after the
+# last accepted one do not count: that none of them helps is how such a search ends.
 WRONG_SIGNS = 0.5
 
 
@@ -82,7 +83,8 @@ class TrialOutcome:
         accepted: trials whose changes were kept.
         changes: groups changed by those.
         predicted, actual: change of the loss by the accepted trials, summed.
-        comparable: trials with a predicted and an actual change other than 0.
+        comparable: trials up to the last accepted one (all, if none was) whose predicted and actual changes are known
+            and not 0.
         wrong_signs: those of them at which the loss changed the other way.
         held_back_loss: the loss on held-back images after the last accepted trial; None: none was.
     """
@@ -226,7 +228,8 @@ def trial_outcome(records: Sequence[Record]) -> TrialOutcome:
     """The figures of a sensitivity search, from its log."""
     trials = trials_in(records)
     accepted = [trial for trial in trials if trial.get("accepted")]
-    products = [trial["predicted"] * trial["actual"] for trial in trials if _finite(trial, "predicted", "actual")]
+    end = max((number for number, trial in enumerate(trials, 1) if trial.get("accepted")), default=len(trials))
+    products = [t["predicted"] * t["actual"] for t in trials[:end] if _finite(t, "predicted", "actual")]
     losses = [trial["held_back_loss"] for trial in accepted if _finite(trial, "held_back_loss")]
     return TrialOutcome(
         rounds=len(latest(records, "scores")),
@@ -323,8 +326,8 @@ def trial_doubts(outcome: TrialOutcome, genotype: Genotype) -> list[Doubt]:
     if outcome.accepted and outcome.wrong_signs > WRONG_SIGNS * outcome.comparable:
         doubts.append(
             Doubt(
-                f"predictions failed: at {outcome.wrong_signs} of {outcome.comparable} trials the loss changed the"
-                " other way",
+                f"predictions failed: at {outcome.wrong_signs} of {outcome.comparable} trials, up to the last accepted"
+                " one, the loss changed the other way",
                 "Score more images, or start from a detector that has been trained for longer.",
             )
         )

@@ -59,7 +59,7 @@ CAPTIONS = {
     "alpha.png": "How the search made up its mind: mean probability of each candidate",
     "search.png": "Losses, entropy and the share of channels changed",
     "predictions.png": "Trials: the predicted change of the loss, and the actual one",
-    "scores.png": "First round of scoring: what each change should do to the loss",
+    "scores.png": "First round of scoring: what each change should do to the loss (blue: it falls)",
 }
 
 CONTROLS = """\
@@ -330,7 +330,8 @@ def _trial_facts(outcome: TrialOutcome) -> dict[str, str]:
         "trials": f"{outcome.trials}, of which {outcome.accepted} accepted",
         "changes kept": str(outcome.changes),
         "change of the loss by what was accepted": f"{outcome.actual:+.4g} (predicted: {outcome.predicted:+.4g})",
-        "trials at which the loss changed the other way": f"{outcome.wrong_signs} of {outcome.comparable}",
+        "trials, up to the last accepted one, at which the loss changed the other way": f"{outcome.wrong_signs} of"
+        f" {outcome.comparable}",
     }
     if outcome.held_back_loss is not None:
         facts["loss on held-back images"] = f"{outcome.held_back_loss:.4g}"

@@ -29,8 +29,8 @@ class SearchedConv2d(nn.Module):
     Attributes:
         alpha: architecture parameters, (groups, candidates).
         temperature: p = softmax(alpha / temperature).
-        kernels: the candidates' kernels below one another, (out_channels times 1 or candidates, in_channels / cardinality,
-            kh, kw): of four axes, so that any memory format suits it.
+        kernels: the candidates' kernels below one another, (out_channels times 1 or candidates, in_channels /
+            cardinality, kh, kw): of four axes, so that any memory format suits it.
         mean, var: (candidates, out_channels), or None.
         norms: the batch norm that gave its statistics away, if one did (in a tuple, so that it is no child of this).
 

@@ -10,12 +10,13 @@ from ..detection.augment import train_transforms
 from ..detection.coco_eval import Metrics
 from ..detection.detectors import resized_batches
 from ..detection.loop import EpochLoader, ResumableLoop, cosine, set_lr
-from ..detection.run_folder import RunError, RunFolder, pack_optimizer, unpack_optimizer
+from ..detection.run_folder import RunError, pack_optimizer, unpack_optimizer
 from ..detection.trainer import (
     calibration_batches,
     create_accelerator,
     evaluate_detector,
     load_scaler_state,
+    open_run_folder,
     open_split,
     scaler_state,
 )
@@ -23,6 +24,7 @@ from ..genotype import Genotype
 from ..transform import architecture_of
 from .choose import choose
 from .config import SearchConfig
+from .cost import CostTable
 from .decode import decode, decode_network
 from .gains import calibrate_gains
 from .provenance import describe_search
@@ -58,11 +60,11 @@ class Searcher(ResumableLoop):
         self.config, self.command = config, command
         accelerator = accelerator or create_accelerator(config.precision)
         space = find_space(config.space)
-        self.costs = _read_costs(config.costs) if config.costs else None
+        self.costs = CostTable.load(config.costs) if config.costs else None
         self.data = open_split(config, config.train_split, train_transforms(config.flip))
         self.val_data = open_split(config, config.val_split) if config.val_split else None
         parts = split_for_search(self.data, config)
-        folder = RunFolder(config.output, config.to_dict(), config.resume, accelerator.is_main_process)
+        folder = open_run_folder(config, accelerator)
         loaders = [
             EpochLoader(part, accelerator, config.batch_size, config.workers, config.seed + index)
             for index, part in enumerate(parts)
@@ -76,7 +78,8 @@ class Searcher(ResumableLoop):
         self.architecture = architecture_of(body)
         convs = searched_convs(body, space, config.convs, config.basic_block)
         self.names = genotype_names(body, list(convs))
-        self._check_costs()
+        if self.costs is not None:
+            self.costs.check(self.architecture, {self.names[name]: found for name, found in convs.items()})
         self.searched = build_supernet(
             body, convs, config.groups, config.channels_per_group, config.mode, config.kernels, config.norm
         )
@@ -95,18 +98,13 @@ class Searcher(ResumableLoop):
         self.trials = Trials(self) if config.mode == "sensitivity" else None
         self.warnings: list[str] = []
 
-    def _check_costs(self) -> None:
-        if self.costs is not None:
-            self.costs.check(self.architecture, list(self.names.values()))
-
     @property
     def body(self) -> nn.Module:
         """The supernet."""
         return self.plain_detector.backbone.body
 
-    def run(self) -> Genotype:
-        """Search to the end and write the genotype, its provenance and the report."""
-        super().run()
+    def finish(self) -> Genotype:
+        """Decode, and write the genotype, its provenance and the report."""
         self._set_temperature()
         if self.trials is not None:
             self.trials.run()
@@ -283,9 +281,3 @@ def split_parameters(detector: nn.Module) -> tuple[list[nn.Parameter], list[nn.P
     known = {id(alpha) for alpha in alphas}
     weights = [p for p in detector.parameters() if p.requires_grad and id(p) not in known]
     return weights, alphas
-
-
-def _read_costs(path: str) -> Any:
-    from .cost import CostTable
-
-    return CostTable.load(path)

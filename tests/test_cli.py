@@ -15,7 +15,20 @@ from timm.models import save_for_hf
 from nats_zoo import Genotype, __version__, cli
 from nats_zoo.detection.drawn import draw_dataset
 
-COMMANDS = ("list", "show", "erf", "search", "train", "evaluate", "predict", "export", "publish", "demo")
+COMMANDS = (
+    "list",
+    "show",
+    "erf",
+    "profile",
+    "search",
+    "control",
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "publish",
+    "demo",
+)
 
 # A search of one step. Its data and weights lie beside it, see `home`.
 RECIPE = """\

@@ -116,8 +116,9 @@ def test_any_runs(draw_runs, convolve_per_channel, seed):
 
 
 def test_a_plain_genotype_has_no_gains():
-    genotype = Genotype("test_resnet", {"layer2.0.conv2": [(48, 1, 1)]}, gains={"layer2.0.conv2": [0.5]})
-    assert calibrate_gains(network(), genotype, [images(1)]).gains == {}
+    runs, provenance = {"layer2.0.conv2": [(48, 1, 1)]}, {"method": "random"}
+    earlier = Genotype("test_resnet", runs, {"layer2.0.conv2": [0.5]}, provenance | {"gains": {"images": 1}})
+    assert calibrate_gains(network(), earlier, [images(1)]) == Genotype("test_resnet", runs, {}, provenance)
 
 
 def test_earlier_gains_do_not_matter():

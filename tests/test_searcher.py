@@ -1,8 +1,10 @@
 """Searches from end to end on a drawn data set: what they update, write, and how they survive being stopped."""
 
+import itertools
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,10 +19,12 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 from nats_zoo import Genotype, RegroupedConv2d, __version__, cli
-from nats_zoo.detection import CocoDataset
+from nats_zoo.detection import CocoDataset, TrainConfig, Trainer
 from nats_zoo.detection.drawn import draw_dataset
-from nats_zoo.search import SearchConfig, Searcher, SearchError
+from nats_zoo.search import SPACES, SearchConfig, Searcher, SearchError
+from nats_zoo.search.cost import ConvCost, CostTable
 from nats_zoo.search.start import held_back, split_for_search
+from nats_zoo.search.supernet import alpha_dict, entropy
 
 CONVS = ["layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2"]  # of timm's smallest ResNet
 TRAIN = 7  # images: halves of 3 and 4
@@ -539,3 +543,190 @@ def test_two_processes_make_one_search(options, tmp_path):
     for rank in (0, 1):
         assert json.loads((tmp_path / f"watched.py.{rank}").read_text()) == record["alpha"]
     assert len(records(chosen, "AP")) == 1
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def distinct(found):
+    return [len({run.dilation for run in runs}) for runs in found.convs.values()]
+
+
+def set_alpha(searched, favoured=None):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for conv in searched.searched.values():
+            conv.alpha.normal_(generator=generator)
+            if favoured is not None:
+                conv.alpha[:, favoured] += 2
+
+
+def finished(searched):
+    """The genotype of a searcher as it stands."""
+    searched.folder.begin()
+    searched.log({"alpha": alpha_dict(searched.searched), "loss": 1.0})
+    return searched._finish()
+
+
+def test_max_dilations_limits_each_convolution_to_the_best_set(searcher):
+    found = {}
+    for most in (None, 1, 2):
+        searched = searcher(space="C", max_dilations=most)
+        set_alpha(searched)
+        found[most] = finished(searched)
+        likeliest = sum(c.log_probabilities().max(1).values.sum().item() for c in searched.searched.values())
+    assert max(distinct(found[None])) > 2
+    assert set(distinct(found[1])) == {1}
+    assert max(distinct(found[2])) == 2
+    assert found[2].provenance["max_dilations"] == 2
+    assert likeliest < 0
+
+
+def cost_file(path, slow, convs=CONVS, architecture="test_resnet"):
+    """Costs under which one dilation takes ten times as long as all others."""
+    dilations = {f"{h}x{w}": [0.0, 10.0 if (h, w) == slow else 1.0] for h, w in SPACES["C"].candidates[4]}
+    model = timm.create_model("test_resnet")
+    channels = {name: model.get_submodule(name).out_channels for name in convs}
+    table = CostTable(
+        architecture, "a CPU", torch.__version__, (64, 64), 1, "contiguous", "float32", 1,
+        {name: ConvCost(n, float(n), 0.0, {_dilation(k): tuple(ab) for k, ab in dilations.items()})
+         for name, n in channels.items()},
+    )  # fmt: skip
+    table.save(path)
+    return str(path)
+
+
+def _dilation(text):
+    return tuple(map(int, text.split("x")))
+
+
+def test_costs_keep_a_slow_dilation_out_of_the_genotype(searcher, tmp_path):
+    costs = cost_file(tmp_path / "costs.json", slow=(2, 2))
+    share = {}
+    for weight in (0.0, 100.0):
+        searched = searcher(space="C", costs=costs, cost_weight=weight)
+        set_alpha(searched, favoured=1)
+        shares = finished(searched).dilation_shares().values()
+        share[weight] = sum(row.get((2, 2), 0) for row in shares)
+    assert share[0.0] > 1
+    assert share[100.0] == 0
+
+
+def test_expected_time_and_entropy_in_the_loss_move_alpha_their_way(searcher, data, tmp_path):
+    batch = batches(data)[0]
+    costs = cost_file(tmp_path / "costs.json", slow=(3, 3))
+    plain = {"level": "single", "space": "C", "mode": "sampled"}
+    cheap, decided, open_ = (
+        searcher(**plain, **terms)
+        for terms in ({"costs": costs, "cost_loss": 1e4}, {"entropy_weight": 1e4}, {"entropy_weight": -1e4})
+    )
+    for searched in (cheap, decided, open_):
+        set_alpha(searched)
+    before = entropy(decided.searched.values())
+    was = [c.log_probabilities()[:, 2].detach().clone() for c in cheap.searched.values()]
+    for searched in (cheap, decided, open_):
+        torch.manual_seed(0)
+        searched.train_step([batch])
+    assert all((c.log_probabilities()[:, 2] < p).all() for c, p in zip(cheap.searched.values(), was, strict=True))
+    assert entropy(decided.searched.values()) < before < entropy(open_.searched.values())
+
+
+def test_costs_of_another_network_or_space_are_refused(searcher, tmp_path):
+    with pytest.raises(SearchError, match=r"costs\.json: architecture: the costs are those of 'resnet18'"):
+        searcher(costs=cost_file(tmp_path / "costs.json", (2, 2), architecture="resnet18"))
+    with pytest.raises(SearchError, match=r"costs\.json: the convolution 'layer4\.0\.conv2' was not measured"):
+        searcher(costs=cost_file(tmp_path / "costs.json", (2, 2), convs=CONVS[:2]))
+    with pytest.raises(SearchError, match="cost_weight: needs measured costs"):
+        searcher(cost_weight=1.0)
+
+
+def test_calibrated_gains_come_with_the_genotype(searcher):
+    searched = searcher(space="A", calibrate_gains=True)
+    set_alpha(searched)
+    found = finished(searched)
+    assert set(found.gains) == {n for n, runs in found.convs.items() if {r.dilation for r in runs} != {(1, 1)}}
+    for name, gains in found.gains.items():
+        for run, gain in zip(found.convs[name], gains, strict=True):
+            assert (gain == 1) == (run.dilation == (1, 1))
+    assert found.provenance["gains"]["images"] == 4
+    assert found.provenance["method"] == "mixture"
+
+
+def test_temperature_falls_geometrically_while_alpha_moves(searcher):
+    searched = searcher(alpha_start=1, epochs=3, temperature=2.0, final_temperature=0.5)  # 2 steps an epoch
+    seen = []
+    for step in range(searched.total_steps):
+        searched.step = step
+        searched._set_temperature()
+        seen.append(next(iter(searched.searched.values())).temperature)
+    assert seen[:3] == [2.0, 2.0, 2.0]
+    assert seen[-1] == pytest.approx(0.5)
+    ratios = [b / a for a, b in itertools.pairwise(seen[2:])]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios))
+    assert ratios[0] < 1
+
+
+def test_alpha_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(options, tmp_path, capsys):
+    chosen = options(tmp_path / "run", level="single", alpha_lr=3e37, alpha_start=1, epochs=3)
+    assert cli.main(command_line(chosen)) == 2
+    (complaint,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nats:")]
+    assert re.search(r"run: .*layer\d.*not finite at step \d+.*checkpoint", complaint)
+    assert checkpoints(chosen) == [f"step_{TRAIN:06d}"]
+
+
+def test_a_search_whose_alpha_did_not_move_says_so(options, tmp_path, capsys):
+    chosen = options(tmp_path / "run", level="single", alpha_lr=1e-9, alpha_start=0, epochs=1)
+    search(chosen)
+    printed = capsys.readouterr().out
+    assert "warning: alpha did not move" in printed
+    with open(f"{chosen['output']}/report/report.md") as page:
+        assert "alpha did not move" in page.read()
+
+
+def test_both_convolutions_and_named_ones_can_be_searched(searcher):
+    assert list(searcher(basic_block="both").searched)[:2] == ["layer2.0.conv1", "layer2.0.conv2"]
+    assert list(searcher(convs=("layer4.*",)).searched) == ["layer4.0.conv1", "layer4.0.conv2"]
+
+
+# --- sensitivity ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(options, tmp_path_factory):
+    """The folder of a plain detector, trained a little."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    unknown = {"space", "groups", "alpha_start", "alpha_lr"}
+    chosen = {key: value for key, value in options(folder, epochs=2).items() if key not in unknown}
+    Trainer(TrainConfig(**{**chosen, "val_split": None, "warmup_steps": 2})).run()
+    return folder / "model"
+
+
+def test_a_sensitivity_search_starts_from_a_trained_detector_and_lowers_its_held_back_loss(options, trained, tmp_path):
+    chosen = options(
+        tmp_path / "run", mode="sensitivity", detector=str(trained), epochs=0, space="C", score_images=4,
+        held_back_images=3, min_size=999,  # the detector's own size counts
+    )  # fmt: skip
+    search(chosen)
+    trials = records(chosen, "trial")
+    assert trials
+    assert [t["actual"] < 0 for t in trials] == [t["accepted"] for t in trials]
+    found = genotype(chosen)
+    assert found.provenance["method"] == "sensitivity"
+    assert found.provenance["weights"] == "model"
+    assert "short side 64" in found.provenance["detector"]
+    assert found.provenance["trials"] == len(trials)
+    assert (found.share_changed() > 0) == any(t["accepted"] for t in trials)
+    assert len(records(chosen, "scores")) == found.provenance["rounds"] + (not trials[-1]["accepted"])
+    assert os.path.exists(f"{chosen['output']}/report/predictions.png")
+
+
+def test_a_detector_that_does_not_fit_is_refused(options, trained, tmp_path, searcher):
+    other = draw_dataset(tmp_path / "drawn", train=3, val=1, test=1, size=64, distance=10)
+    path = other / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 99, "name": "another"})
+    path.write_text(json.dumps(content))
+    with pytest.raises(SearchError, match=r"detector: .*model: has 3 classes, .*instances_train.json 4"):
+        searcher(detector=str(trained), data=str(other))
+    with pytest.raises(SearchError, match=r"norm: the batch norms of .*model are frozen"):
+        searcher(detector=str(trained), norm="live")
