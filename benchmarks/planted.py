@@ -298,7 +298,7 @@ class Student:
         draw_pairs(self.searched.values(), self.crops.seed, step)
         loss = self.distillation.loss(self.network, *self._batch(step))
         if not loss.isfinite():
-            raise NatsError(f"planted: {self.mode}: the loss of step {step} is not finite; a lower --lr may help")
+            raise NatsError(f"{self.mode}: the loss of step {step} is not finite; a lower --lr may help")
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -431,23 +431,25 @@ def _count(rights: Tensor) -> str:
     return f"{int(rights.sum())} of {len(rights)}"
 
 
-def measure(mode: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Plant a genotype, search in one mode; returns the results of `summarise`."""
-    space = find_space(args.space)
+def prepare(mode: str, seed: int, args: argparse.Namespace) -> Student:
+    """Plant a genotype; returns a student that is yet to search."""
     plain = create_plain(args.model, args.weights, seed)
-    planted = plant(plain, space, args.groups, seed)
+    planted = plant(plain, find_space(args.space), args.groups, seed)
     crops = Crops(args.images, args.crop, args.batch, seed, plain.default_cfg["mean"], plain.default_cfg["std"])
+    settle_norms(planted, crops.batches(CALIBRATION, args.calibration_batches), args.norm)
     for network in (planted.plain, planted.teacher):
         network.to(args.device, memory_format=torch.channels_last)
-    settle_norms(planted, crops.batches(CALIBRATION, args.calibration_batches), args.norm)
-    device_type = torch.device(args.device).type
+    device_type, is_mixed = torch.device(args.device).type, args.precision == "bf16"
     distillation = Distillation(
-        planted.teacher,
-        args.at,
-        lambda: torch.autocast(device_type, torch.bfloat16, enabled=args.precision == "bf16"),
+        planted.teacher, args.at, lambda: torch.autocast(device_type, torch.bfloat16, enabled=is_mixed)
     )
+    return Student(planted, distillation, crops, mode, args)
+
+
+def measure(mode: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Plant a genotype and search in one mode; returns the results of `summarise`."""
+    student = prepare(mode, seed, args)
     start = time.perf_counter()
-    student = Student(planted, distillation, crops, mode, args)
     student.search()
     return summarise(student, time.perf_counter() - start)
 
@@ -544,7 +546,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--mode", nargs="+", choices=(*BETAS, "sensitivity"), default=[*BETAS, "sensitivity"], help="of the search")
     add("--seed", nargs="+", type=int, default=[0], help="of the genotype, the crops and the search")
     add("--space", default="C", help="A, B, C or a YAML file")
-    add("--groups", type=_positive, default=8, help="groups per convolution")
+    add("--groups", type=_positive, default=16, help="groups per convolution")
     add("--norm", choices=("live", "calibrated"), default="live", help="batch statistics, or measured and frozen ones")
     add("--at", choices=("layers", "blocks"), default="layers", help="whose outputs the loss compares")
     add("--train-kernels", action="store_true", help="train the searched kernels too (not in sensitivity mode)")
@@ -580,9 +582,8 @@ def check_crop(args: argparse.Namespace) -> None:
     """
     least = least_side(find_space(args.space))
     if args.crop < least:
-        raise NatsError(
-            f"--crop {args.crop}: expected at least {least}, {LEAST_SIDES} times the largest dilation times the stride of its stage"
-        )
+        rule = f"{LEAST_SIDES} times the largest dilation times the stride of its stage"
+        raise NatsError(f"--crop {args.crop}: expected at least {least}, {rule}")
 
 
 def run(args: argparse.Namespace) -> None:

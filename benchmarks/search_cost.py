@@ -20,13 +20,15 @@ largest resident set (Python and torch included) and `growth` what came on top o
 The goal is a sampled search at no more than 1.6 times plain training in time, total memory and growth. The CSV file is
 written after each round, so that an interrupted run keeps what it has.
 
-    python benchmarks/search_cost.py --model resnet18 resnet50 --mode mixture sampled sensitivity --kernels tied untied \
-        --weights resnet18=weights/resnet18.tin_64 --size 512x512 --batch 2 --csv search_cost.csv
+    python benchmarks/search_cost.py --model resnet18 resnet50 --mode mixture sampled sensitivity \
+        --kernels tied untied --weights resnet18=weights/resnet18.tin_64 --size 512x512 --csv search_cost.csv
 """
 
 import argparse
 import csv
+import ctypes
 import dataclasses
+import gc
 import itertools
 import json
 import platform
@@ -57,6 +59,7 @@ from nats_zoo.search.supernet import is_tied
 
 GOAL = 1.6
 MIB = 2**20
+ERROR_PREFIX = "search_cost: "
 TRAINABLE_LAYERS = 3  # as in published Faster R-CNNs on pretrained backbones
 NUM_CLASSES = 21
 UPDATES = 2  # in a round
@@ -184,7 +187,7 @@ class Trainee:
         with torch.autocast(device_type, torch.bfloat16, enabled=self.args.precision == "bf16"):
             loss = sum(self.detector(*batch).values())
         if not loss.isfinite():
-            raise NatsError(f"search_cost: {self.arm.name}: the loss of round {number} is not finite")
+            raise NatsError(f"{self.arm.name}: the loss of round {number} is not finite")
         return loss
 
 
@@ -206,7 +209,7 @@ def time_rounds(
     times: dict[str, list[float]] = {name: [] for name in rounds}
     for number in tqdm(range(args.warmup + args.repeats), desc="rounds", leave=False, disable=None):
         for name, round_ in rounds.items():
-            elapsed = _time_once(lambda round_=round_: round_(number), args)
+            elapsed = _time_once(round_, number, args)
             if number >= args.warmup:
                 times[name].append(elapsed)
         if number >= args.warmup:
@@ -214,11 +217,11 @@ def time_rounds(
     return times
 
 
-def _time_once(work: Callable[[], Any], args: argparse.Namespace) -> float:
+def _time_once(round_: Callable[[int], Any], number: int, args: argparse.Namespace) -> float:
     clock = time.perf_counter if args.clock == "wall" else time.process_time
     _synchronise(args.device)
     start = clock()
-    work()
+    round_(number)
     _synchronise(args.device)
     return clock() - start
 
@@ -252,8 +255,8 @@ def measure_memory(model: str, arm: Arm, args: argparse.Namespace) -> dict[str, 
     command = [sys.executable, __file__, "--memory-of", json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise NatsError(f"search_cost: {model} {arm.name}: its process failed: {last}")
+        last = (done.stderr.strip().splitlines() or [f"its process ended with exit code {done.returncode}"])[-1]
+        raise NatsError(f"{model} {arm.name}: {last.removeprefix(ERROR_PREFIX)}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -276,11 +279,20 @@ def start_peak(device: str) -> int:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    return_free_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes VmRSS
         return _status("VmRSS")
     except OSError:  # not Linux, or not allowed: the level is then at most the peak so far
         return peak_memory(device)
+
+
+def return_free_memory() -> None:
+    """Give the system what building a network left behind, so that it is no part of the level (in glibc's malloc)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def peak_memory(device: str) -> int:
@@ -324,15 +336,10 @@ class Measurement:
 
     def run(self) -> None:
         """Measure memory, then time."""
-        if self.args.memory:
-            for arm in self.arms:
-                self.memory[arm.name] = measure_memory(self.model, arm, self.args)
-                megabytes = self.memory[arm.name]
-                print(
-                    f"{self.model} {arm.name}: total {megabytes['total_mib']:.0f} MiB, growth"
-                    f" {megabytes['growth_mib']:.0f} MiB",
-                    flush=True,
-                )
+        for arm in self.arms if self.args.memory else ():
+            found = self.memory[arm.name] = measure_memory(self.model, arm, self.args)
+            total, growth = f"total {found['total_mib']:.0f} MiB", f"growth {found['growth_mib']:.0f} MiB"
+            print(f"{self.model} {arm.name}: {total}, {growth}", flush=True)
         batches = draw_batches(self.args)
         trainees = {arm.name: Trainee(self.model, arm, batches, self.args) for arm in self.arms}
         time_rounds({name: trainee.round for name, trainee in trainees.items()}, self.args, self._take)
@@ -493,6 +500,9 @@ def _positive(text: str) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Measure every network; what is known of one that is interrupted is printed too."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    print(f"{device_name(args.device)}, {torch.get_num_threads()} threads, {args.precision}, torch {torch.__version__}")
     rows: list[dict[str, Any]] = []
     for model in args.model:
         measurement = Measurement(model, list_arms(args), args, rows)
@@ -507,16 +517,13 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what the command line asks for, print the table and write the CSV file; returns the exit code."""
     args = parse_args(argv)
-    if args.memory_of:
-        print(json.dumps(memory_of(json.loads(args.memory_of))))
-        return 0
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    print(f"{device_name(args.device)}, {torch.get_num_threads()} threads, {args.precision}, torch {torch.__version__}")
     try:
-        run(args)
+        if args.memory_of:
+            print(json.dumps(memory_of(json.loads(args.memory_of))))
+        else:
+            run(args)
     except NatsError as error:
-        print(f"search_cost: {error}", file=sys.stderr)
+        print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

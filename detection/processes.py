@@ -1,5 +1,6 @@
 """Several processes of one run, and how the others end when one of them does."""
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NoReturn
 
 from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed
@@ -37,9 +39,14 @@ def has_launcher() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def is_one_of_several() -> bool:
+    """Whether this process is in a group with others."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def is_lost_process(error: Exception) -> bool:
     """Whether an error is how the exchange with another process fails when that one is gone or silent."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not is_one_of_several():
         return False
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
@@ -94,18 +101,14 @@ def _wait_for_signal(reader: socket.socket, left: threading.Event, what_next: Ca
     with reader:
         while number := reader.recv(1):
             if number[0] == signal.SIGTERM and not left.wait(LAUNCHER_PATIENCE):
-                print(f"nats: {lost_process_line(what_next())}", file=sys.stderr)
+                print(f"\nnats: {lost_process_line(what_next())}", file=sys.stderr)
                 end_process(BAD_EXIT)
 
 
-def end_process(code: int) -> None:
-    """End this process at once, as taking down the group of a lost one may hang."""
+def end_process(code: int) -> NoReturn:
+    """End this process at once: to take down a group takes seconds, and hangs where one of its processes is gone."""
     sys.stdout.flush()
     sys.stderr.flush()
+    for worker in multiprocessing.active_children():  # that load data
+        worker.terminate()
     os._exit(code)
-
-
-def leave_group() -> None:
-    """Take down the group of a run that ended well."""
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()

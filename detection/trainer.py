@@ -1,5 +1,6 @@
 """Training a detector: SGD with warm-up and steps, as the field does it, on accelerate."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +175,12 @@ def create_accelerator(precision: Precision | None) -> Accelerator:
         accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[process_group()])
     except ValueError as error:  # a precision that this machine lacks
         raise NatsError(f"precision: {one_line(error)}") from error
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:  # each would begin the whole run, in the same folder
+        raise NatsError(
+            f"started as one of {started} processes, but finds no device to share; for processes on the CPU set the"
+            " environment variable ACCELERATE_USE_CPU=true"
+        )
     if precision == "fp16" and accelerator.scaler is None:  # accelerate would silently compute in float32
         raise NatsError(f"precision: fp16 is not for the device {accelerator.device.type!r}, bf16 may be")
     return accelerator

@@ -57,10 +57,19 @@ def _overview() -> str:
 
 
 def _run(name: str, arguments: list[str]) -> int:
+    from .detection.processes import end_process, is_one_of_several
+
+    code = _run_command(name, arguments)
+    if is_one_of_several():
+        end_process(code)
+    return code
+
+
+def _run_command(name: str, arguments: list[str]) -> int:
     from jsonargparse import ArgumentError, ArgumentParser
 
     from .detection.loop import Interrupted
-    from .detection.processes import LostProcess, end_process, is_lost_process, leave_group, lost_process_line
+    from .detection.processes import is_lost_process, lost_process_line
 
     parser = ArgumentParser(prog=f"nats {name}", description=COMMANDS[name].summary, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
@@ -70,15 +79,12 @@ def _run(name: str, arguments: list[str]) -> int:
         options = parser.instantiate(parser.parse_args(arguments))
         options.pop("config", None)
         run(options)
-        leave_group()
     except ArgumentError as error:
         return _fail(f"{name}: {error}; see nats {name} --help")
-    except LostProcess as error:
-        end_process(_fail(str(error)))
     except RuntimeError as error:
         if not is_lost_process(error):
             raise
-        end_process(_fail(lost_process_line()))
+        return _fail(lost_process_line())
     except (NatsError, OSError) as error:  # OSError: a folder that can not be written, a full disk
         return _fail(str(error))
     except Interrupted as stop:

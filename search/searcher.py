@@ -30,7 +30,7 @@ from .gains import calibrate_gains
 from .provenance import describe_search
 from .report import write_report
 from .searched_conv import SearchedConv2d
-from .space import find_space, genotype_names, searched_convs
+from .space import SearchSpace, find_space, genotype_names, searched_convs
 from .start import create_search_detector, split_for_search
 from .supernet import alpha_dict, build_supernet, calibrate, draw_pairs, entropy, relative_entropy, share_changed
 from .trials import Trials
@@ -74,7 +74,16 @@ class Searcher(ResumableLoop):
             config.accumulate,
         )  # fmt: skip
         detector = create_search_detector(config, self.data, accelerator)
-        body = detector.backbone.body
+        self._build_supernet(detector.backbone.body, space)
+        self.weights, alphas = split_parameters(detector)
+        self.detector, self.weight_optimizer, self.alpha_optimizer = accelerator.prepare(
+            detector, *create_optimizers(config, self.weights, alphas)
+        )
+        self.trials = Trials(self) if config.mode == "sensitivity" else None
+        self.warnings: list[str] = []
+
+    def _build_supernet(self, body: nn.Module, space: SearchSpace) -> None:
+        config = self.config
         self.architecture = architecture_of(body)
         convs = searched_convs(body, space, config.convs, config.basic_block)
         self.names = genotype_names(body, list(convs))
@@ -83,20 +92,6 @@ class Searcher(ResumableLoop):
         self.searched = build_supernet(
             body, convs, config.groups, config.channels_per_group, config.mode, config.kernels, config.norm
         )
-        self.weights, alphas = split_parameters(detector)
-        weight_optimizer = torch.optim.SGD(
-            self.weights, lr=config.lr_per_image, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-        # Stale momentum would move candidates that were not drawn.
-        betas = (0.0, 0.999) if config.mode == "sampled" else (0.9, 0.999)
-        alpha_optimizer = torch.optim.Adam(
-            alphas, lr=config.alpha_lr, betas=betas, weight_decay=config.alpha_weight_decay
-        )
-        self.detector, self.weight_optimizer, self.alpha_optimizer = accelerator.prepare(
-            detector, weight_optimizer, alpha_optimizer
-        )
-        self.trials = Trials(self) if config.mode == "sensitivity" else None
-        self.warnings: list[str] = []
 
     @property
     def body(self) -> nn.Module:
@@ -273,6 +268,20 @@ class Searcher(ResumableLoop):
         metrics = evaluate_detector(self.plain_detector, self.val_data, self.accelerator, self.config)
         self.log({"AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75})
         return metrics
+
+
+def create_optimizers(
+    config: SearchConfig, weights: list[nn.Parameter], alphas: list[nn.Parameter]
+) -> tuple[torch.optim.SGD, torch.optim.Adam]:
+    """The paper's optimisers, of the weights and of alpha."""
+    weight_optimizer = torch.optim.SGD(
+        weights, lr=config.lr_per_image, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    # Stale momentum would move candidates that were not drawn.
+    betas = (0.0, 0.999) if config.mode == "sampled" else (0.9, 0.999)
+    return weight_optimizer, torch.optim.Adam(
+        alphas, lr=config.alpha_lr, betas=betas, weight_decay=config.alpha_weight_decay
+    )
 
 
 def split_parameters(detector: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -39,7 +39,7 @@ def create_search_detector(config: SearchConfig, data: CocoDataset, accelerator:
         raise SearchError(f"norm: the batch norms of {config.detector} are frozen, expected calibrated or frozen")
     if norm == "frozen" and has_live:
         detector.backbone.body = freeze_batch_norm_2d(body)
-    return detector
+    return detector.to(memory_format=torch.channels_last) if config.channels_last else detector
 
 
 def split_for_search(data: CocoDataset, config: SearchConfig) -> list[CocoDataset]:

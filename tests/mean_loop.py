@@ -127,4 +127,4 @@ def silent_run(output: str, data: str, group_timeout: float | None, patience: fl
 if __name__ == "__main__":
     for name, arguments in json.loads(sys.argv[1]):
         globals()[name](*arguments)
-    processes.leave_group()
+    processes.end_process(0)

@@ -31,8 +31,8 @@ from nats_zoo.search import (
     decode,
     decode_network,
 )
-from nats_zoo.search.space import searched_convs
 from nats_zoo.search.searched_conv import Moments
+from nats_zoo.search.space import searched_convs
 from nats_zoo.search.supernet import alpha_dict, entropy, share_changed
 
 CHANNELS = (8, 16, 24, 32)  # a slim resnet18
@@ -332,7 +332,9 @@ def watch_inputs(mixtures):
 
 def normalised(mixture, g, inputs):
     """Candidate g's outputs as the mixture sees them: (channels, positions of all inputs)."""
-    y = torch.cat([mixture.convolve_all(x, g, mixture.kernel(g), None).detach().transpose(0, 1).flatten(1) for x in inputs], 1)
+    y = torch.cat(
+        [mixture.convolve_all(x, g, mixture.kernel(g), None).detach().transpose(0, 1).flatten(1) for x in inputs], 1
+    )
     return (y - mixture.mean[g, :, None]) / mixture.var[g, :, None].sqrt()
 
 
