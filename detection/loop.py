@@ -26,6 +26,7 @@ from .processes import ended_with_launcher, has_launcher, lost_process_told
 from .run_folder import Checkpoint, RunError, RunFolder
 
 LOG_EVERY = 10  # steps
+SMALLEST_SCALE = 2.0**-10  # of fp16's losses, which begins at 2**16; it is halved with every step that is left out
 
 
 class Interrupted(Exception):
@@ -196,10 +197,11 @@ class ResumableLoop(ABC):
         In fp16 the scaler has a step left out whose gradient is not finite, which is how it finds its scale.
 
         Raises:
-            RunError: the gradient is not finite, in another precision.
+            RunError: the gradient is not finite; in fp16, at any scale.
         """
         norm = self.accelerator.clip_grad_norm_(parameters, math.inf if largest is None else largest)
-        if self.accelerator.scaler is None:
+        scaler = self.accelerator.scaler
+        if scaler is None or scaler.get_scale() < SMALLEST_SCALE:
             self._check_finite({"the gradient's norm": norm.item()})
 
     def epoch_loaders(self) -> list[EpochLoader]:

@@ -175,7 +175,7 @@ def create_accelerator(precision: Precision | None) -> Accelerator:
         accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[process_group()])
     except ValueError as error:  # a precision that this machine lacks
         raise NatsError(f"precision: {one_line(error)}") from error
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started = int(os.environ.get("WORLD_SIZE") or 1)
     if accelerator.num_processes != started:  # each would begin the whole run, in the same folder
         raise NatsError(
             f"started as one of {started} processes, but finds no device to share; for processes on the CPU set the"

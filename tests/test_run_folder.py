@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.optim import AdaBelief
 from torch import nn
 
+from nats_zoo import NatsError
+from nats_zoo.detection import TrainConfig
 from nats_zoo.detection.run_folder import (
     FREE_OPTIONS,
     Checkpoint,
@@ -151,6 +155,64 @@ def test_a_run_without_a_log_has_nothing_to_rewind(tmp_path):
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def events(folder) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of each tag, as TensorBoard shows them."""
+    accumulator = EventAccumulator(str(folder / "tensorboard"))
+    accumulator.Reload()
+    return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+def begin_logging(path, resume, step=0, writer=True) -> RunFolder:
+    folder = RunFolder(path, {"lr": 0.1}, resume, writer, tensorboard=True)
+    folder.begin()
+    folder.rewind_log(step)
+    return folder
+
+
+def test_tensorboard_shows_the_numbers_of_the_log(tmp_path):
+    folder = begin_logging(tmp_path / "run", resume=False)
+    folder.log({"step": 10, "epoch": 0.5, "loss": 2.5, "lr": 0.25})
+    folder.log({"step": 20, "epoch": 1.0, "AP": None, "alpha": {"conv": [[0.5]]}, "accepted": True, "changes": 3})
+    assert events(tmp_path / "run") == {"loss": [(10, 2.5)], "lr": [(10, 0.25)], "changes": [(20, 3)]}
+    folder.close()
+
+
+def test_a_resumed_run_goes_on_in_tensorboard_and_shows_no_step_twice(tmp_path):
+    path = tmp_path / "run"
+    folder = begin_logging(path, resume=False)
+    for step in (10, 20, 30):
+        folder.log({"step": step, "epoch": step / 20, "loss": float(step)})
+    folder.close()  # killed here, behind the checkpoint of step 20
+    folder = begin_logging(path, resume=True, step=20)
+    for step in (30, 40):
+        folder.log({"step": step, "epoch": step / 20, "loss": step + 0.5})
+    folder.close()
+    assert events(path)["loss"] == [(10, 10.0), (20, 20.0), (30, 30.5), (40, 40.5)]
+    assert [record["loss"] for record in folder.read_log()] == [10.0, 20.0, 30.5, 40.5]
+
+
+def test_tensorboard_is_written_by_one_process_and_on_request_only(tmp_path):
+    begin_logging(tmp_path / "run", resume=False, writer=False).log({"step": 1, "epoch": 1, "loss": 1.0})
+    assert not (tmp_path / "run").exists()
+    folder = RunFolder(tmp_path / "run", {"lr": 0.1}, resume=False)
+    folder.begin()
+    folder.rewind_log(0)
+    folder.log({"step": 1, "epoch": 1, "loss": 1.0})
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_without_tensorboard_a_run_that_asks_for_it_is_refused(tmp_path, monkeypatch):
+    options = {"data": "data", "output": str(tmp_path / "run")}
+    TrainConfig(**options, tensorboard=True)
+    for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+    with pytest.raises(NatsError, match=r"^tensorboard: needs the package .*nats-zoo\[tensorboard\]") as error:
+        TrainConfig(**options, tensorboard=True)
+    assert "\n" not in str(error.value)
+    TrainConfig(**options)
 
 
 @pytest.mark.parametrize("steps", [(1, 2), (9, 10), (999_999, 1_000_000), (2_000_000, 10_000_000)])

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.models import save_for_hf
 
 from nats_zoo import NatsError
@@ -133,7 +134,7 @@ class StoppedTrainer(Trainer):
 
 
 def test_a_run_with_accumulation_resumes_in_the_middle_of_an_epoch(inputs, tmp_path):
-    options = {"accumulate": 3, "val_split": None, "checkpoint_every": 1}
+    options = {"accumulate": 3, "val_split": None, "checkpoint_every": 1, "tensorboard": True}
     whole = Trainer(TrainConfig(**train_options(inputs, tmp_path / "whole", **options)))
     assert (whole.steps_per_epoch, whole.images_per_step) == (3, 3)
     whole.run()
@@ -142,6 +143,11 @@ def test_a_run_with_accumulation_resumes_in_the_middle_of_an_epoch(inputs, tmp_p
         StoppedTrainer(TrainConfig(**stopped)).run()
     Trainer(TrainConfig(**stopped, resume=True)).run()
     check_same_files(tmp_path / "stopped", tmp_path / "whole")
+    (record,) = (json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines())
+    for name in ("stopped", "whole"):
+        events = EventAccumulator(str(tmp_path / name / "tensorboard"))
+        events.Reload()
+        assert [(event.step, event.value) for event in events.Scalars("loss")] == [(6, pytest.approx(record["loss"]))]
 
 
 def test_the_learning_rate_counts_the_images_of_all_accumulated_batches(inputs, tmp_path):
@@ -161,12 +167,10 @@ class BrokenLoop(MeanLoop):
 
     def train_step(self, batches):
         if self.step == 3:
-            images, targets = batches[1]
-            self.plain_detector.register_forward_hook(self._spoil_once)
-            batches = [batches[0], (images, targets), *batches[2:]]
+            self.plain_detector.register_forward_hook(self._spoil)
         return super().train_step(batches)
 
-    def _spoil_once(self, module, inputs, losses):
+    def _spoil(self, module, inputs, losses):
         self.calls = getattr(self, "calls", 0) + 1
         if self.calls != 2:
             return losses
@@ -199,6 +203,22 @@ def test_a_step_that_the_fp16_scaler_leaves_out_is_no_error(inputs, tmp_path):
     loop.run()
     assert loop.step == loop.total_steps
     assert accelerator.scaler.get_scale() == 512, "left out once"
+    assert all(tensor.isfinite().all() for tensor in loop.plain_detector.state_dict().values())
+
+
+class HopelessLoop(BrokenLoop):
+    """All gradients from its fourth step on."""
+
+    def _spoil(self, module, inputs, losses):
+        return {**losses, "two": losses["two"] + (losses["one"] * 0).sqrt()}
+
+
+def test_a_gradient_that_is_not_finite_at_any_scale_is_one(inputs, tmp_path):
+    accelerator = Accelerator()
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-8)
+    loop = HopelessLoop(accelerator, str(tmp_path / "run"), inputs.data, {"epochs": 2})
+    with pytest.raises(RunError, match="the gradient's norm is nan at step 6, in epoch 1 of 2"):  # scale 2**-11
+        loop.run()
     assert all(tensor.isfinite().all() for tensor in loop.plain_detector.state_dict().values())
 
 
@@ -356,6 +376,15 @@ def test_a_search_of_two_processes_repeats_itself(together):
 def silent(inputs, root: Path, group_timeout: float | None) -> Launched:
     jobs = [["silent_run", [str(root / "run"), inputs.data, group_timeout, 1.0]]]
     return Launched(root / "logs", str(SCRIPT), json.dumps(jobs))
+
+
+def test_processes_that_do_not_find_each_other_are_refused(inputs, tmp_path, monkeypatch):
+    """As torchrun starts them on a machine without a GPU: each would take itself for the only one."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(NatsError, match=r"started as one of 2 processes, .* ACCELERATE_USE_CPU=true") as error:
+        Trainer(TrainConfig(**train_options(inputs, tmp_path / "run")))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
 
 
 LOST = "nats: another process of the run ended, or no longer answers; there is no checkpoint yet in "
