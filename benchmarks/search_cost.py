@@ -347,12 +347,12 @@ class Measurement:
     def _take(self, times: Mapping[str, Sequence[float]]) -> None:
         images = UPDATES * self.args.batch
         self.times = summarise(times, images)
+        if self.args.csv:
+            write_csv(self.finished + self.rows(), self.args.csv)
         plain = times[PLAIN.name][-1]
         ratios = [f"{name} {values[-1] / plain:.2f}" for name, values in times.items() if name != PLAIN.name]
         print(f"{self.model} round {len(times[PLAIN.name])}: plain {plain / images:.3f} s per image, times that:",
               ", ".join(ratios), flush=True)  # fmt: skip
-        if self.args.csv:
-            write_csv(self.finished + self.rows(), self.args.csv)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per arm, with all that it depends on."""

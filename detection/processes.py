@@ -51,7 +51,7 @@ def is_lost_process(error: Exception) -> bool:
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def lost_process_line(what_next: str = "start them again") -> str:
+def lost_process_line(what_next: str = "what it wrote says why") -> str:
     """What to say then."""
     return f"another process of the run ended, or no longer answers; {what_next}"
 

@@ -85,7 +85,7 @@ def evaluate(home, split):
 
 def test_evaluation_of_the_saved_detector_is_that_of_the_trained_one(home):
     metrics = read(evaluate(home, "val") / "metrics.json")
-    assert (metrics.pop("split"), metrics.pop("batch_size")) == ("val", 1)
+    assert [metrics.pop(key) for key in ("split", "transpose", "batch_size")] == ["val", False, 1]
     assert metrics == read(home / "run" / "metrics.json")
     assert list(metrics["per_class"]) == ["blue", "vermilion", "yellow"]
 

@@ -370,6 +370,18 @@ def test_a_restored_optimizer_steps_as_the_saved_one(tmp_path, kind, done):
         assert torch.equal(one, two)
 
 
+def test_a_restored_momentum_has_its_parameter_s_memory_format():
+    parameter = nn.Parameter(torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last))
+    one, other = (torch.optim.SGD([parameter], lr=0.1, momentum=0.9) for _ in range(2))
+    parameter.square().sum().backward()
+    one.step()
+    tensors, data = pack_optimizer(one)
+    unpack_optimizer(other, {name: tensor.contiguous() for name, tensor in tensors.items()}, data)
+    (found,), (wanted,) = (list(optimizer.state[parameter].values()) for optimizer in (other, one))
+    assert torch.equal(found, wanted)
+    assert found.stride() == parameter.stride() == wanted.stride()
+
+
 def test_the_state_of_another_optimizer_is_refused():
     tensors, data = pack_optimizer(create("two groups")[1])
     with pytest.raises(ValueError, match="parameter group"):
