@@ -308,7 +308,8 @@ class ResumableLoop(ABC):
             self.accelerator.set_trigger()
         if self.accelerator.check_trigger():  # any process's request stops all of them at the same step
             self.checkpoint()
-            raise Interrupted(f"stopped at step {self.step} of {self.total_steps}; continue with --resume true")
+            total = max(self.step, self.total_steps)  # a search's trials come after its epochs
+            raise Interrupted(f"stopped at step {self.step} of {total}; continue with --resume true")
 
     def checkpoint(self) -> None:
         """Save the state, unless this step's is saved."""

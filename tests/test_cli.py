@@ -169,13 +169,14 @@ def refused(arguments, capfd, home):
 
 
 OPTIONS = {
-    "unknown command": (["serch"], "serch: no such command, expected one of list, show, erf, search, train"),
+    "unknown command": (["serch"], "serch: no such command, expected one of list, show, erf, profile, search, control, train"),
     "unknown option": ([*SEARCH, "--colour", "red"], "--colour"),
     "missing options": (["search", "--config", "recipe.yaml"], "required: output"),
     "missing positional": (["evaluate", "begun"], "required: data"),
     "missing images": (["predict", "begun"], "required: images"),
     "no number": ([*SEARCH, "--epochs", "many"], '"epochs"'),
-    "no such choice": ([*SEARCH, "--space", "D"], '"space"'),
+    "no such choice": ([*SEARCH, "--mode", "magic"], '"mode"'),
+    "no such space": ([*SEARCH, "--space", "D"], "space: D: expected A, B, C or a YAML file"),
     "no such recipe": (["search", "--config", "nowhere.yaml"], "nowhere.yaml"),
     "batch of none": ([*SEARCH, "--batch_size", "0"], "batch_size: expected 1 or more"),
     "negative rate": ([*SEARCH, "--alpha_lr", "-1"], "alpha_lr: expected 0 or more"),
