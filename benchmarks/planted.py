@@ -30,7 +30,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +49,15 @@ from nats_zoo.batch_norm import recalibrate_bn
 from nats_zoo.errors import one_line
 from nats_zoo.files import atomic_file
 from nats_zoo.genotype import runs_from_channels
-from nats_zoo.search import SearchedConv2d, SearchSpace, build_supernet, calibrate, draw_pairs, find_space
+from nats_zoo.search import (
+    SearchedConv2d,
+    SearchSpace,
+    build_supernet,
+    calibrate,
+    decode_network,
+    draw_pairs,
+    find_space,
+)
 from nats_zoo.search.sensitivity import SensitivitySearch, score
 from nats_zoo.search.space import count_groups, searched_convs
 from nats_zoo.transform import architecture_of
@@ -111,14 +119,12 @@ def plant(plain: nn.Module, space: SearchSpace, groups: int, seed: int) -> Plant
     """Draw a genotype; each group takes any candidate of its stage."""
     generator = torch.Generator().manual_seed(seed)
     candidates = searched_convs(plain, space)
-    truth, runs = {}, {}
+    truth = {}
     for name, dilations in candidates.items():
-        conv = plain.get_submodule(name)
-        count = count_groups(conv, name, groups, None)
+        count = count_groups(plain.get_submodule(name), name, groups, None)
         truth[name] = torch.randint(len(dilations), (count,), generator=generator)
-        runs[name] = runs_of(truth[name], dilations, conv.out_channels)
-    teacher = transform(copy.deepcopy(plain), Genotype(architecture_of(plain), runs))
-    return Planted(plain, teacher, candidates, truth)
+    unplanted = Planted(plain, plain, candidates, truth)
+    return unplanted._replace(teacher=regrouped(unplanted, truth))
 
 
 def runs_of(chosen: Tensor, dilations: Sequence[tuple], out_channels: int) -> tuple:
@@ -127,17 +133,39 @@ def runs_of(chosen: Tensor, dilations: Sequence[tuple], out_channels: int) -> tu
     return runs_from_channels(dilations[index] for index in chosen.tolist() for _ in range(size))
 
 
-def settle_norms(planted: Planted, batches: Iterator[Tensor], norm: str) -> None:
+def regrouped(planted: Planted, chosen: Mapping[str, Tensor]) -> nn.Module:
+    """The plain network with other candidates, (groups,) of each convolution."""
+    modules = dict(planted.plain.named_modules())
+    runs = {
+        name: runs_of(chosen[name], dilations, modules[name].out_channels)
+        for name, dilations in planted.candidates.items()
+    }
+    return transform(copy.deepcopy(planted.plain), Genotype(architecture_of(planted.plain), runs))
+
+
+def settle_norms(planted: Planted, batches: Sequence[Tensor], norm: str) -> None:
     """Give teacher and plain network the same batch norms: of the batch, or the teacher's own, measured and frozen."""
-    if norm == "live":
+    if norm == "calibrated":
+        recalibrate_bn(planted.teacher, batches)
+        planted.plain.load_state_dict(planted.teacher.state_dict())
         for network in (planted.plain, planted.teacher):
-            network.train()
-        return
-    recalibrate_bn(planted.teacher, batches)
-    planted.plain.load_state_dict(planted.teacher.state_dict())
+            freeze_batch_norm_2d(network)
+        calibrate_at(planted, planted.teacher, planted.truth, batches)
     for network in (planted.plain, planted.teacher):
-        freeze_batch_norm_2d(network)
-        network.eval()
+        network.train(norm == "live")
+
+
+def calibrate_at(planted: Planted, network: nn.Module, chosen: Mapping[str, Tensor], batches: Sequence[Tensor]) -> None:
+    """Give a network, which has these candidates, the statistics that a student would measure there: the very same."""
+    student = copy.deepcopy(planted.plain)
+    (groups,) = {len(indices) for indices in chosen.values()}
+    searched = build_supernet(student, planted.candidates, groups, mode="sensitivity")
+    student.to(batches[0].device)
+    for name, conv in searched.items():
+        conv.current.copy_(chosen[name])
+        conv.measures_all = False
+    calibrate(student, searched.values(), batches)
+    network.load_state_dict(decode_network(student, searched).state_dict())
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -163,11 +191,8 @@ class Crops:
             raise NatsError(f"--images {folder}: expected a folder with jpg or png files")
         self.side, self.batch, self.seed, self.mean, self.std = side, batch, seed, list(mean), list(std)
 
-    def batches(self, first: int, count: int) -> Iterator[Tensor]:
-        """Batches (N, 3, side, side) of the numbers from `first` on."""
-        return (self(number) for number in range(first, first + count))
-
     def __call__(self, number: int) -> Tensor:
+        """Batch (N, 3, side, side) of this number."""
         generator = torch.Generator().manual_seed(self.seed * 10**7 + number)
         drawn = torch.randint(len(self.paths), (self.batch,), generator=generator)
         return torch.stack([self._crop(self.paths[index], generator) for index in drawn.tolist()])
@@ -182,6 +207,11 @@ class Crops:
         image = TF.to_dtype(image[:, top : top + self.side, left : left + self.side], torch.float32, scale=True)
         image = TF.normalize(image, self.mean, self.std)
         return image.flip(2) if torch.rand((), generator=generator) < 0.5 else image
+
+
+def calibration_batches(crops: Crops, args: argparse.Namespace) -> list[Tensor]:
+    """What batch norms are measured on."""
+    return [crops(CALIBRATION + number).to(args.device) for number in range(args.calibration_batches)]
 
 
 def _read(path: Path) -> Tensor:
@@ -313,12 +343,12 @@ class Student:
         """Measure the candidates' statistics anew: what comes before them has changed."""
         for conv in self.searched.values():
             conv.measures_all = not current_only
-        batches = self.crops.batches(CALIBRATION, self.args.calibration_batches)
-        numbers = iter(range(self.args.calibration_batches))
+        batches = calibration_batches(self.crops, self.args)
+        numbers = iter(range(len(batches)))
         calibrate(
             self.network,
             self.searched.values(),
-            (images.to(self.args.device) for images in batches),
+            batches,
             lambda: draw_pairs(self.searched.values(), self.crops.seed, step, CALIBRATION, next(numbers)),
         )
 
@@ -406,11 +436,9 @@ def loss_of_swap(student: Student, name: str, chosen: Tensor) -> float:
     """Loss, on a held-back batch, of the teacher with other candidates in one convolution."""
     planted = student.planted
     indices = planted.truth | {name: chosen}
-    runs = {
-        conv: runs_of(indices[conv], dilations, planted.plain.get_submodule(conv).out_channels)
-        for conv, dilations in planted.candidates.items()
-    }
-    network = transform(copy.deepcopy(planted.plain), Genotype(architecture_of(planted.plain), runs))
+    network = regrouped(planted, indices)
+    if student.args.norm == "calibrated":
+        calibrate_at(planted, network, indices, calibration_batches(student.crops, student.args))
     inputs, targets = student.distillation.prepare(student.crops(HELD_BACK).to(student.args.device))
     return student.distillation.loss(network, inputs, targets).item()
 
@@ -436,9 +464,9 @@ def prepare(mode: str, seed: int, args: argparse.Namespace) -> Student:
     plain = create_plain(args.model, args.weights, seed)
     planted = plant(plain, find_space(args.space), args.groups, seed)
     crops = Crops(args.images, args.crop, args.batch, seed, plain.default_cfg["mean"], plain.default_cfg["std"])
-    settle_norms(planted, crops.batches(CALIBRATION, args.calibration_batches), args.norm)
     for network in (planted.plain, planted.teacher):
         network.to(args.device, memory_format=torch.channels_last)
+    settle_norms(planted, calibration_batches(crops, args), args.norm)
     device_type, is_mixed = torch.device(args.device).type, args.precision == "bf16"
     distillation = Distillation(
         planted.teacher, args.at, lambda: torch.autocast(device_type, torch.bfloat16, enabled=is_mixed)

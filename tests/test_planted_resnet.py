@@ -62,7 +62,6 @@ def test_crops_are_functions_of_the_seed_and_their_number(planted_resnet, inputs
     assert own(3).equal(crops(0)(3))
     assert not own(3).equal(own(4))
     assert not own(3).equal(crops(1)(3))
-    assert [batch.equal(own(2 + index)) for index, batch in enumerate(own.batches(2, 2))] == [True, True]
     values = torch.stack([own(number) for number in range(4)])
     assert (values[:, :, 0].max(), values[:, :, 1].max()) == (2, 1)  # white, normalised
 
@@ -144,16 +143,15 @@ def test_the_planted_genotype_is_what_has_no_loss(planted_resnet, tiny, norm):
         return own._held_back_loss([own._batch(0)])
 
     exact = loss()
-    assert exact < (1e-10 if norm == "live" else 0.01)
+    assert exact < 1e-10
     conv = own.searched[CONVS[1]]
     conv.current[1] = 1 - conv.current[1]
-    assert loss() > max(20 * exact, 1e-4)
+    assert loss() > 1e-3
     assert [int(rights.sum()) for rights in own.recovered().values()] == [3, 2]
     (miss,) = planted_resnet.find_misses(own)
     assert (miss.conv, miss.group) == (CONVS[1], 1)
     assert {miss.planted, miss.found} == {"1x1", "2x2"}
-    if norm == "live":
-        assert miss.alike == pytest.approx(own._held_back_loss([own._batch(planted_resnet.HELD_BACK)]), rel=1e-3)
+    assert miss.alike == pytest.approx(own._held_back_loss([own._batch(planted_resnet.HELD_BACK)]), rel=1e-3)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -193,10 +193,20 @@ def test_prints_a_table_and_writes_csv(search_cost, tmp_path, capsys):
     assert lines[-1].startswith("goal of at most 1.6: test_resnet sampled tied: time ")
 
 
+# In a shell's background interrupts are ignored, and would be by the child too.
+HEED_INTERRUPTS = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_what_was_measured_before_an_interruption_is_kept(search_cost, tmp_path):
     target = tmp_path / "cost.csv"
     flags = [*TINY, "--mode", "sampled", "--repeats", "1000000", "--no-memory", "--csv", str(target)]
-    with subprocess.Popen([sys.executable, SCRIPT, *flags], stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", HEED_INTERRUPTS, SCRIPT, *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if "round 3" in line:
                 process.send_signal(signal.SIGINT)
