@@ -24,7 +24,6 @@ file is written after each measurement, so that an interrupted run keeps what it
 import argparse
 import csv
 import itertools
-import platform
 import random
 import statistics
 import sys
@@ -44,6 +43,7 @@ from nats_zoo import Genotype, NatsError, RegroupedConv2d
 from nats_zoo.files import atomic_file
 from nats_zoo.genotype import Dilation, Run, resolve_genotype, runs_from_channels
 from nats_zoo.nats_resnet import DEFAULT_GENOTYPES, default_genotype
+from nats_zoo.search.profile import device_name
 from nats_zoo.search.space import SPACES, SearchSpace, count_groups, searched_convs
 from nats_zoo.transform import VARIANT_PREFIX
 
@@ -294,16 +294,6 @@ def describe_run(args: argparse.Namespace) -> dict[str, Any]:
     flags = {key: getattr(args, key) for key in ("dtype", "device", "repeats", "warmup", "seed")}
     versions = dict(torch=torch.__version__, timm=timm.__version__, nats_zoo=nats_zoo.__version__)
     return flags | dict(threads=torch.get_num_threads(), device_name=device_name(args.device)) | versions
-
-
-def device_name(device: str) -> str:
-    """The GPU's or the CPU's model name."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 HEADER = ("form", "memory format", "size", "batch", "network", "median ms", "ratio to plain", "IQR of ratio")

@@ -26,7 +26,6 @@ The CSV file gets a row for each seed and mode as soon as it is done. The same c
 import argparse
 import copy
 import csv
-import platform
 import statistics
 import sys
 import time
@@ -58,6 +57,7 @@ from nats_zoo.search import (
     draw_pairs,
     find_space,
 )
+from nats_zoo.search.profile import device_name
 from nats_zoo.search.sensitivity import SensitivitySearch, score
 from nats_zoo.search.space import count_groups, searched_convs
 from nats_zoo.transform import architecture_of
@@ -499,16 +499,6 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     """What the time depends on beside the settings."""
     versions = dict(torch=torch.__version__, timm=timm.__version__, nats_zoo=nats_zoo.__version__)
     return dict(threads=torch.get_num_threads(), device_name=device_name(args.device)) | versions
-
-
-def device_name(device: str) -> str:
-    """The GPU's or the CPU's model name."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def read_rows(path: Path | None) -> list[dict[str, str]]:
