@@ -291,6 +291,7 @@ class Student:
 
     def __init__(self, planted: Planted, distillation: Distillation, crops: Crops, mode: str, args: argparse.Namespace):
         self.planted, self.distillation, self.crops, self.mode, self.args = planted, distillation, crops, mode, args
+        self.measured = calibration_batches(crops, args) if args.norm == "calibrated" else []
         self.network = copy.deepcopy(planted.plain)
         self.searched: dict[str, SearchedConv2d] = build_supernet(
             self.network, planted.candidates, args.groups, mode=mode, kernels="tied", norm=args.norm
@@ -343,12 +344,11 @@ class Student:
         """Measure the candidates' statistics anew: what comes before them has changed."""
         for conv in self.searched.values():
             conv.measures_all = not current_only
-        batches = calibration_batches(self.crops, self.args)
-        numbers = iter(range(len(batches)))
+        numbers = iter(range(len(self.measured)))
         calibrate(
             self.network,
             self.searched.values(),
-            batches,
+            self.measured,
             lambda: draw_pairs(self.searched.values(), self.crops.seed, step, CALIBRATION, next(numbers)),
         )
 
@@ -438,7 +438,7 @@ def loss_of_swap(student: Student, name: str, chosen: Tensor) -> float:
     indices = planted.truth | {name: chosen}
     network = regrouped(planted, indices)
     if student.args.norm == "calibrated":
-        calibrate_at(planted, network, indices, calibration_batches(student.crops, student.args))
+        calibrate_at(planted, network, indices, student.measured)
     inputs, targets = student.distillation.prepare(student.crops(HELD_BACK).to(student.args.device))
     return student.distillation.loss(network, inputs, targets).item()
 

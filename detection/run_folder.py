@@ -122,10 +122,6 @@ class RunFolder:
                 self._events.add_scalar(key, value, record["step"])
         self._events.flush()
 
-    def read_log(self) -> list[dict[str, Any]]:
-        """All records of the log."""
-        return [json.loads(line) for line in self.log_path.read_text(encoding="utf-8").splitlines()]
-
     def rewind_log(self, step: int) -> None:
         """Drop what was logged after this step: a resumed run logs it again."""
         if self.writer and self.tensorboard:

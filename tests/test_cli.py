@@ -169,7 +169,7 @@ def refused(arguments, capfd, home):
 
 
 OPTIONS = {
-    "unknown command": (["serch"], "serch: no such command, expected one of list, show, erf, profile, search, control, train"),
+    "unknown command": (["serch"], "serch: no such command, expected one of list, show, erf, profile, search, control"),
     "unknown option": ([*SEARCH, "--colour", "red"], "--colour"),
     "missing options": (["search", "--config", "recipe.yaml"], "required: output"),
     "missing positional": (["evaluate", "begun"], "required: data"),
