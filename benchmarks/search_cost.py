@@ -31,7 +31,6 @@ import dataclasses
 import gc
 import itertools
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -52,6 +51,7 @@ from nats_zoo.detection import create_detector
 from nats_zoo.detection.detectors import freeze, recalibrate_backbone, resized_batches
 from nats_zoo.files import atomic_file
 from nats_zoo.search import SearchConfig, build_supernet, calibrate, draw_pairs, find_space
+from nats_zoo.search.profile import device_name
 from nats_zoo.search.searcher import split_parameters
 from nats_zoo.search.sensitivity import score
 from nats_zoo.search.space import searched_convs
@@ -377,16 +377,6 @@ def describe_run(model: str, args: argparse.Namespace) -> dict[str, Any]:
     facts |= dict(trainable_layers=TRAINABLE_LAYERS) | {key: getattr(args, key) for key in keys}
     versions = dict(torch=torch.__version__, timm=timm.__version__, nats_zoo=nats_zoo.__version__)
     return facts | dict(threads=torch.get_num_threads(), device_name=device_name(args.device)) | versions
-
-
-def device_name(device: str) -> str:
-    """The GPU's or the CPU's model name."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
