@@ -27,6 +27,7 @@ RESTLESS_SHARE = 0.1
 # Predictions are no use: at more than this share of the trials the loss changed the other way. The trials after the
 # last accepted one do not count: that none of them helps is how such a search ends.
 WRONG_SIGNS = 0.5
+ROUNDING = 1e-6  # two candidates at 1/2 each are not decided
 
 
 class Doubt(NamedTuple):
@@ -166,7 +167,7 @@ def alpha_outcome(
     restless, since = _restless(snapshots)
     return AlphaOutcome(
         groups=len(columns["top"]),
-        decided=int((columns["top"] > 0.5).sum()),
+        decided=int((columns["top"] > 0.5 + ROUNDING).sum()),
         overruled=int((columns["margin"] < 0).sum()),
         restless=restless,
         restless_since=since,

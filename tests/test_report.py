@@ -150,7 +150,7 @@ def test_the_figures_are_those_of_the_supernet(seed, spread, temperature):
     assert outcome.groups == 6
     assert outcome.entropy == pytest.approx(entropy(searched.values()), abs=1e-5)
     assert outcome.chosen == pytest.approx(tops.mean().item(), abs=1e-5)
-    assert outcome.decided == (tops > 0.5).sum()
+    assert (tops > 0.5 + 1e-5).sum() <= outcome.decided <= (tops > 0.5 - 1e-5).sum()  # float64 there, float32 here
     assert outcome.overruled == 0
     assert outcome.margin >= 0
     assert genotype.share_changed() == pytest.approx(share_changed(searched.values()), abs=1e-6)
