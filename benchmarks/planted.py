@@ -60,13 +60,12 @@ from nats_zoo.search import (
 from nats_zoo.search.profile import device_name
 from nats_zoo.search.sensitivity import SensitivitySearch, score
 from nats_zoo.search.space import count_groups, searched_convs
+from nats_zoo.search.supernet import MODES
 from nats_zoo.transform import architecture_of
 from nats_zoo.weights import weights_overlay
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 LEAST_SIDES = 3  # side of a map, in units of the largest dilation
-# Stale momentum would move candidates that were not drawn.
-BETAS = {"mixture": (0.9, 0.999), "sampled": (0.0, 0.999)}
 # Crops are functions of the seed and a number: those to learn from count up from 0, the others have their own.
 HELD_BACK, CALIBRATION = 10**6, 2 * 10**6
 
@@ -313,7 +312,7 @@ class Student:
     def _learn_alpha(self) -> None:
         args, convs = self.args, self.searched.values()
         alphas = [conv.alpha.requires_grad_(True) for conv in convs]
-        optimizers = [torch.optim.Adam(alphas, lr=args.lr, betas=BETAS[self.mode])]
+        optimizers = [torch.optim.Adam(alphas, lr=args.lr, betas=MODES[self.mode].alpha_betas)]
         if args.train_kernels:
             kernels = [conv.kernels.requires_grad_(True) for conv in convs]
             optimizers.append(torch.optim.Adam(kernels, lr=args.kernel_lr))
@@ -561,7 +560,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--images", type=Path, required=True, metavar="FOLDER", help="all jpg and png files below it are used")
     add("--model", default="resnet18", help="a timm ResNet")
     add("--weights", metavar="FOLDER", help="the teacher's: a timm model's folder; without it random ones")
-    add("--mode", nargs="+", choices=(*BETAS, "sensitivity"), default=[*BETAS, "sensitivity"], help="of the search")
+    add("--mode", nargs="+", choices=MODES, default=[*MODES], help="of the search")
     add("--seed", nargs="+", type=int, default=[0], help="of the genotype, the crops and the search")
     add("--space", default="C", help="A, B, C or a YAML file")
     add("--groups", type=_positive, default=16, help="groups per convolution")

@@ -49,13 +49,15 @@ import nats_zoo
 from nats_zoo import NatsError
 from nats_zoo.detection import create_detector
 from nats_zoo.detection.detectors import freeze, recalibrate_backbone, resized_batches
+from nats_zoo.detection.loop import set_lr
 from nats_zoo.files import atomic_file
 from nats_zoo.search import SearchConfig, build_supernet, calibrate, draw_pairs, find_space
 from nats_zoo.search.profile import device_name
-from nats_zoo.search.searcher import split_parameters
+from nats_zoo.search.searcher import create_alpha_optimizer, create_weight_optimizer, split_parameters
 from nats_zoo.search.sensitivity import score
 from nats_zoo.search.space import searched_convs
-from nats_zoo.search.supernet import is_tied
+from nats_zoo.search.supernet import MODES, is_tied
+from nats_zoo.source import wake_branches
 
 GOAL = 1.6
 MIB = 2**20
@@ -119,19 +121,10 @@ def create_plain_detector(model: str, images: Sequence[Tensor], args: argparse.N
         options = dict(weights=weights, trainable_layers=TRAINABLE_LAYERS, norm=norm, calibration=[images])
         return create_detector("fasterrcnn", model, NUM_CLASSES, **options, **sizes)
     detector = create_detector("fasterrcnn", model, NUM_CLASSES, weights=None, **sizes)
-    wake(detector.backbone.body)
+    wake_branches(detector.backbone.body)
     recalibrate_backbone(detector, [images])
     detector.config = dataclasses.replace(detector.config, norm=norm, trainable_layers=TRAINABLE_LAYERS)
     return freeze(detector)
-
-
-@torch.no_grad()
-def wake(body: nn.Module) -> None:
-    """Undo timm's zero_init_last: behind a batch norm of zeros, no convolution and no alpha has a gradient."""
-    for module in body.modules():
-        weight = getattr(module, "weight", None)
-        if hasattr(module, "running_mean") and weight is not None and not weight.any():
-            weight.fill_(1.0)
 
 
 class Trainee:
@@ -157,13 +150,11 @@ class Trainee:
             self._draw(0)
             calibrate(body, self.searched.values(), resized_batches(detector, [batches[0][0][:1]]))
         weights, alphas = split_parameters(detector)
-        lr = RECIPE.lr_per_image * args.batch
-        sgd = torch.optim.SGD(weights, lr, momentum=RECIPE.momentum, weight_decay=RECIPE.weight_decay)
+        sgd = create_weight_optimizer(RECIPE, weights)
+        set_lr(sgd, RECIPE.lr_per_image * args.batch)
         self.optimizers = [sgd, sgd]
         if arm.mode in ("mixture", "sampled"):
-            betas = (0.0 if arm.mode == "sampled" else 0.9, 0.999)
-            adam = torch.optim.Adam(alphas, RECIPE.alpha_lr, betas=betas, weight_decay=RECIPE.alpha_weight_decay)
-            self.optimizers = [sgd, adam]
+            self.optimizers = [sgd, create_alpha_optimizer(dataclasses.replace(RECIPE, mode=arm.mode), alphas)]
 
     def round(self, number: int) -> None:
         """Pass each batch once forward and backward."""
@@ -437,7 +428,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", nargs="+", default=["resnet18"], help="timm names of the backbone")
     add("--weights", nargs="+", type=_named, default=[], metavar="MODEL=FOLDER", help="a backbone's; else random ones")
-    add("--mode", nargs="+", choices=("mixture", "sampled", "sensitivity"), default=["mixture", "sampled"])
+    add("--mode", nargs="+", choices=MODES, default=["mixture", "sampled"])
     add(
         "--kernels",
         nargs="+",

@@ -226,6 +226,11 @@ def create_run_detector(config: RunConfig, data: CocoDataset, accelerator: Accel
             category_ids=data.category_ids,
             **options,
         )
+    return in_memory_format(detector, config)
+
+
+def in_memory_format(detector: nn.Module, config: RunConfig) -> nn.Module:
+    """The detector in the memory format that the config says."""
     return detector.to(memory_format=torch.channels_last) if config.channels_last else detector
 
 

@@ -91,7 +91,7 @@ class Source:
         if self.genotype is not None:
             model.genotype = self.genotype  # a feature wrapper drops the network's own attribute
         if weights == RANDOM and not any(parameter.is_meta for parameter in model.parameters()):
-            _wake_branches(model)
+            wake_branches(model)
         return model.eval()
 
     def _fetch(self) -> None:
@@ -264,7 +264,7 @@ def _folder_source(folder: Path) -> Source:
 
 
 @torch.no_grad()
-def _wake_branches(model: nn.Module) -> None:
+def wake_branches(model: nn.Module) -> None:
     """Undo timm's zero-initialised last batch norms and tiny layer scales.
 
     At random weights they switch every residual branch off.

@@ -38,6 +38,8 @@ class SearchedConv2d(nn.Module):
         as the convolution.
     """
 
+    alpha_betas = (0.9, 0.999)  # of alpha's Adam
+
     def __init__(
         self,
         conv: nn.Conv2d,
@@ -210,6 +212,7 @@ class SampledConv2d(SearchedConv2d):
     sum_b p_a p_b <dL/dy, y_a - y_b>: the mixture's, for a loss that is linear in y.
     """
 
+    alpha_betas = (0.0, 0.999)  # stale momentum would move candidates that were not drawn
     pair: Tensor | None = None
 
     @torch.no_grad()

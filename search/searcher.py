@@ -32,7 +32,16 @@ from .report import write_report
 from .searched_conv import SearchedConv2d
 from .space import SearchSpace, find_space, genotype_names, searched_convs
 from .start import create_search_detector, split_for_search
-from .supernet import alpha_dict, build_supernet, calibrate, draw_pairs, entropy, relative_entropy, share_changed
+from .supernet import (
+    MODES,
+    alpha_dict,
+    build_supernet,
+    calibrate,
+    draw_pairs,
+    entropy,
+    relative_entropy,
+    share_changed,
+)
 from .trials import Trials
 
 # What pairs of candidates are drawn for; each has random numbers of its own.
@@ -77,7 +86,7 @@ class Searcher(ResumableLoop):
         self._build_supernet(detector.backbone.body, space)
         self.weights, alphas = split_parameters(detector)
         self.detector, self.weight_optimizer, self.alpha_optimizer = accelerator.prepare(
-            detector, *create_optimizers(config, self.weights, alphas)
+            detector, create_weight_optimizer(config, self.weights), create_alpha_optimizer(config, alphas)
         )
         self.trials = Trials(self) if config.mode == "sensitivity" else None
         self.warnings: list[str] = []
@@ -176,8 +185,9 @@ class Searcher(ResumableLoop):
         return terms
 
     def _expected_cost(self) -> Tensor:
-        probabilities = {name: conv.log_probabilities().exp() for name, conv in self._by_genotype_name().items()}
-        candidates = {name: conv.candidates for name, conv in self._by_genotype_name().items()}
+        convs = self._by_genotype_name()
+        probabilities = {name: conv.log_probabilities().exp() for name, conv in convs.items()}
+        candidates = {name: conv.candidates for name, conv in convs.items()}
         return self.costs.expected_total(probabilities, candidates)
 
     def _zero_grad(self) -> None:
@@ -270,18 +280,15 @@ class Searcher(ResumableLoop):
         return metrics
 
 
-def create_optimizers(
-    config: SearchConfig, weights: list[nn.Parameter], alphas: list[nn.Parameter]
-) -> tuple[torch.optim.SGD, torch.optim.Adam]:
-    """The paper's optimisers, of the weights and of alpha."""
-    weight_optimizer = torch.optim.SGD(
-        weights, lr=config.lr_per_image, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    # Stale momentum would move candidates that were not drawn.
-    betas = (0.0, 0.999) if config.mode == "sampled" else (0.9, 0.999)
-    return weight_optimizer, torch.optim.Adam(
-        alphas, lr=config.alpha_lr, betas=betas, weight_decay=config.alpha_weight_decay
-    )
+def create_weight_optimizer(config: SearchConfig, weights: list[nn.Parameter]) -> torch.optim.SGD:
+    """The paper's optimiser of the weights; its learning rate is set at each step."""
+    return torch.optim.SGD(weights, lr=config.lr_per_image, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def create_alpha_optimizer(config: SearchConfig, alphas: list[nn.Parameter]) -> torch.optim.Adam:
+    """The paper's optimiser of alpha, with the momentum that suits the mode."""
+    betas = MODES[config.mode].alpha_betas
+    return torch.optim.Adam(alphas, lr=config.alpha_lr, betas=betas, weight_decay=config.alpha_weight_decay)
 
 
 def split_parameters(detector: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

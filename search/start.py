@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..detection.datasets import CocoDataset
 from ..detection.hub import from_pretrained
-from ..detection.trainer import create_run_detector
+from ..detection.trainer import create_run_detector, in_memory_format
 from .config import SearchConfig
 from .space import SearchError
 
@@ -39,7 +39,7 @@ def create_search_detector(config: SearchConfig, data: CocoDataset, accelerator:
         raise SearchError(f"norm: the batch norms of {config.detector} are frozen, expected calibrated or frozen")
     if norm == "frozen" and has_live:
         detector.backbone.body = freeze_batch_norm_2d(body)
-    return detector.to(memory_format=torch.channels_last) if config.channels_last else detector
+    return in_memory_format(detector, config)
 
 
 def split_for_search(data: CocoDataset, config: SearchConfig) -> list[CocoDataset]:
@@ -50,7 +50,7 @@ def split_for_search(data: CocoDataset, config: SearchConfig) -> list[CocoDatase
     Each keeps an epoch of its own, so that calibration on `data` sees the same mirrored images in every epoch, also
     after a resume.
     """
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    order = seeded_order(len(data), config.seed)
     if config.mode == "sensitivity":
         if len(data) <= config.held_back_images:
             raise SearchError(
@@ -68,5 +68,10 @@ def split_for_search(data: CocoDataset, config: SearchConfig) -> list[CocoDatase
 
 def held_back(data: CocoDataset, config: SearchConfig) -> CocoDataset:
     """The images that a sensitivity search holds back, from a data set of the same images."""
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    order = seeded_order(len(data), config.seed)
     return data.select(sorted(order[: config.held_back_images]))
+
+
+def seeded_order(length: int, seed: int) -> list[int]:
+    """All indices, in an order drawn by the seed."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()

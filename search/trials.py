@@ -14,7 +14,7 @@ from ..detection.datasets import CocoDataset, collate
 from ..detection.loop import StopRequest
 from ..detection.trainer import open_split
 from .sensitivity import Progress, SensitivitySearch, score
-from .start import held_back
+from .start import held_back, seeded_order
 
 if TYPE_CHECKING:
     from .searcher import Searcher
@@ -31,7 +31,7 @@ class Trials:
         self.searcher = searcher
         config = searcher.config
         plain = open_split(config, config.train_split)  # not mirrored: their losses are compared with each other
-        order = torch.randperm(len(searcher.loaders[0].dataset), generator=_generator(config.seed)).tolist()
+        order = seeded_order(len(searcher.loaders[0].dataset), config.seed)
         scored = searcher.loaders[0].dataset.select(sorted(order[: config.score_images]))
         self.scored, self.held_back = _Batches(scored, searcher), _Batches(held_back(plain, config), searcher)
         self.search = SensitivitySearch(
@@ -132,7 +132,3 @@ class _Batches:
         torch.manual_seed(searcher.seed * 1_000_003 + number)  # the proposals that the detector trains on
         with searcher.accelerator.autocast():
             return sum(searcher.plain_detector(images, targets).values()) * len(indices)
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

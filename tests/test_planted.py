@@ -10,12 +10,13 @@ from torch import nn
 from nats_zoo import Genotype, transform
 from nats_zoo.search import SPACES, build_supernet, draw_pairs
 from nats_zoo.search.sensitivity import SensitivitySearch, score
+from nats_zoo.search.supernet import MODES
 
 CANDIDATES = SPACES["C"].candidates[4]
 CHANNELS, GROUPS, SIDE, BATCH = 24, 6, 16, 4
 CONVS = ("0", "3", "6")
 ALL = len(CONVS) * GROUPS
-BETAS = {"mixture": (0.9, 0.999), "sampled": (0.0, 0.999)}
+WITH_ALPHA = ("mixture", "sampled")
 
 
 def plain_network(seed):
@@ -68,13 +69,13 @@ def final_loss(student, teacher, x):
     return F.mse_loss(student(x), teacher(x).detach())
 
 
-@pytest.mark.parametrize("mode", BETAS)
+@pytest.mark.parametrize("mode", WITH_ALPHA)
 def test_alpha_finds_the_teachers_dilations(mode):
     planted = Planted(seed=0)
     student, searched = planted.student(mode)
     student.requires_grad_(False)
     alphas = [conv.alpha.requires_grad_(True) for conv in searched.values()]
-    optimizer = torch.optim.Adam(alphas, lr=0.05, betas=BETAS[mode])
+    optimizer = torch.optim.Adam(alphas, lr=0.05, betas=MODES[mode].alpha_betas)
     assert planted.recovered(searched) < ALL / 2
     for step in range(80):
         draw_pairs(searched.values(), 0, step)
@@ -110,13 +111,13 @@ def test_a_sensitivity_search_finds_the_teachers_dilations():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", BETAS)
+@pytest.mark.parametrize("mode", WITH_ALPHA)
 def test_alpha_and_kernels_from_scratch_find_the_teachers_dilations(mode):
     planted = Planted(seed=1)
     student, searched = planted.student(mode, plain_network(seed=1001))
     alphas = [conv.alpha for conv in searched.values()]
     weights = [p for name, p in student.named_parameters() if not name.endswith("alpha")]
-    optimizers = [torch.optim.Adam(weights, lr=0.01), torch.optim.Adam(alphas, lr=0.05, betas=BETAS[mode])]
+    optimizers = [torch.optim.Adam(weights, lr=0.01), torch.optim.Adam(alphas, lr=0.05, betas=MODES[mode].alpha_betas)]
     for step in range(200):
         draw_pairs(searched.values(), 0, step)
         x = planted.images()
