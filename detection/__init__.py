@@ -2,7 +2,8 @@
 
 from .coco_eval import Metrics, evaluate, predict
 from .datasets import CocoDataset, DataError
-from .detectors import DetectorConfig, create_detector
+from .detector_config import DetectorConfig
+from .detectors import create_detector
 from .hub import from_pretrained, save_detector
 from .trainer import TrainConfig, Trainer
 

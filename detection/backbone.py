@@ -7,7 +7,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
 from ..errors import NatsError, one_line
 from ..genotype import Genotype, resolve_genotype
@@ -20,26 +20,31 @@ PYRAMID_STRIDES = [4, 8, 16, 32]
 
 
 class BackboneWithFPN(nn.Module):
-    """A timm feature extractor and a feature pyramid on its maps at strides 4, 8, 16 and 32.
+    """A timm feature extractor and a feature pyramid of five levels on its maps.
 
     Args:
-        body: a timm `features_only` network that returns exactly those four maps.
+        body: a timm `features_only` network that returns exactly the maps at strides 4, 8, 16 and 32.
         out_channels: channels of every level of the pyramid.
+        first_stride: 4 for R-CNNs, or 8 for RetinaNet and FCOS, which leave the finest map out.
 
     Shape:
-        input (N, 3, H, W); output an ordered dict of (N, out_channels, H/s, W/s) under the keys '0' to '3' for
-        s = 4, 8, 16, 32, and 'pool' for s = 64: the keys that torchvision's detectors pool from.
+        input (N, 3, H, W); output an ordered dict of (N, out_channels, H/s, W/s) under torchvision's keys, which its
+        detectors pool from: for a first stride of 4 '0' to '3' for s = 4, 8, 16, 32, and 'pool' for s = 64; for one of
+        8 '0' to '2' for s = 8, 16, 32, and 'p6' and 'p7', computed from the level before, for s = 64 and 128.
     """
 
-    def __init__(self, body: nn.Module, out_channels: int = 256):
+    def __init__(self, body: nn.Module, out_channels: int = 256, first_stride: int = 4):
         super().__init__()
         self.body = body
-        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), out_channels, extra_blocks=LastLevelMaxPool())
         self.out_channels = out_channels
+        self._first_level = PYRAMID_STRIDES.index(first_stride)
+        coarser = LastLevelP6P7(out_channels, out_channels) if self._first_level else LastLevelMaxPool()
+        channels = body.feature_info.channels()[self._first_level :]
+        self.fpn = FeaturePyramidNetwork(channels, out_channels, extra_blocks=coarser)
         self._channels_last_axis = getattr(body, "output_fmt", "NCHW") == "NHWC"
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.body(images)
+        features = self.body(images)[self._first_level :]
         if self._channels_last_axis:
             features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
         return self.fpn(OrderedDict((str(level), feature) for level, feature in enumerate(features)))

@@ -32,7 +32,8 @@ from ..hub import (
 )
 from ..version import __version__
 from .coco_eval import Metrics
-from .detectors import DetectorConfig, build_detector
+from .detector_config import DetectorConfig
+from .detectors import build_detector
 
 LIBRARY_KEY = "nats_zoo_version"
 

@@ -11,14 +11,19 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models import resnet18
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
+from torchvision.models.detection import (
+    fasterrcnn_resnet50_fpn,
+    fcos_resnet50_fpn,
+    maskrcnn_resnet50_fpn,
+    retinanet_resnet50_fpn,
+)
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from nats_zoo import Genotype, NatsError, recalibrate_bn
 from nats_zoo.detection import DetectorConfig, create_detector, save_detector
 from nats_zoo.detection.backbone import create_body, freeze_stages
+from nats_zoo.detection.detector_config import FRAMEWORKS
 from nats_zoo.genotype import resolve_genotype
 from nats_zoo.nats_resnet import default_genotype
 
@@ -134,20 +139,86 @@ def test_a_detector_in_evaluation_returns_boxes_labels_and_scores(weights):
         assert set(output["labels"].tolist()) <= {1, 2, 3}
 
 
-def test_it_equals_torchvisions_own_detector_with_the_same_weights():
-    torch.manual_seed(0)
-    layers = {f"layer{stage}": str(stage - 1) for stage in (1, 2, 3, 4)}
-    backbone = BackboneWithFPN(resnet18(), layers, [64, 128, 256, 512], out_channels=16)
-    theirs = randomise_norms(FasterRCNN(backbone, num_classes=4, min_size=64, max_size=96))
-    options = {"fpn_channels": 16, "min_size": 64, "max_size": 96}
-    ours = create_detector("fasterrcnn", "resnet18", num_classes=4, weights=None, **options)
-    ours.load_state_dict(theirs.state_dict())
+BUILDERS = {
+    "fasterrcnn": fasterrcnn_resnet50_fpn,
+    "maskrcnn": maskrcnn_resnet50_fpn,
+    "retinanet": retinanet_resnet50_fpn,
+    "fcos": fcos_resnet50_fpn,
+}
 
-    outputs = [run(detector) for detector in (ours, theirs)]
-    assert len(outputs[0][0]["boxes"])
-    assert is_equal(*outputs)
-    losses = [[train_once(detector)] for detector in (ours, theirs)]
-    assert is_equal(*losses)
+
+def batch_with_masks():
+    images, targets = batch()
+    for image, target in zip(images, targets, strict=True):
+        masks = torch.zeros(len(target["boxes"]), *image.shape[1:], dtype=torch.uint8)
+        for mask, (left, top, right, bottom) in zip(masks, target["boxes"].int().tolist(), strict=True):
+            mask[top:bottom, left : (left + right) // 2] = 1
+        target["masks"] = masks
+    return images, targets
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def pair(request):
+    """A torchvision builder's detector, and ours of the same framework with the same weights."""
+    torch.manual_seed(0)
+    options = {"min_size": 64, "max_size": 96}
+    prefix = "box_" if "rcnn" in request.param else ""
+    few = {f"{prefix}score_thresh": 0.0, f"{prefix}detections_per_img": 10}  # random weights are sure of nothing
+    theirs = BUILDERS[request.param](weights=None, weights_backbone=None, num_classes=4, **options, **few)
+    randomise_norms(theirs.backbone)
+    with torch.no_grad():
+        for weight in theirs.backbone.fpn.parameters():
+            weight.mul_(0.1)  # else sixteen random blocks saturate every score
+    ours = create_detector(
+        request.param, "resnet50", num_classes=4, weights=None, score_thresh=0.0, detections=10, **options
+    )
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def losses_of(detector):
+    detector.train()
+    torch.manual_seed(1)  # proposals are sampled
+    return detector(*batch_with_masks())
+
+
+def test_it_equals_torchvisions_own_builder_with_the_same_weights(pair):
+    ours, theirs = (run(detector) for detector in pair)
+    assert all(len(output["boxes"]) for output in ours)
+    assert is_equal(ours, theirs)
+    state = {name: tensor.clone() for name, tensor in pair[0].state_dict().items()}
+    ours, theirs = (losses_of(detector) for detector in pair)
+    assert is_equal([ours], [theirs])
+    assert all(loss > 0 for loss in ours.values())
+    for detector in pair:
+        detector.load_state_dict(state)  # live statistics moved
+
+
+def test_another_dilation_is_another_detector(pair):
+    ours, theirs = pair
+    conv = ours.backbone.body.layer3[1].conv2
+    conv.dilation, conv.padding = (1, 2), (1, 2)
+    try:
+        assert not is_equal(run(ours), run(theirs))
+    finally:
+        conv.dilation, conv.padding = (1, 1), (1, 1)
+    assert is_equal(run(ours), run(theirs))
+
+
+@pytest.mark.parametrize("framework", BUILDERS)
+def test_trained_stages_and_frozen_norms_are_torchvisions(framework, weights):
+    """With loaded weights, as torchvision's builders freeze what they loaded."""
+    theirs = BUILDERS[framework](weights=None, weights_backbone=None, num_classes=4)
+    expected = [name for name, _ in theirs.named_parameters() if not name.startswith("backbone.body")]
+    ours = create_detector(framework, "resnet18", num_classes=4, weights=weights)
+    trained = [name for name, parameter in ours.named_parameters() if parameter.requires_grad]
+    assert [name for name in trained if not name.startswith("backbone.body")] == expected
+    assert {name.split(".")[2] for name in trained if name.startswith("backbone.body")} == {
+        "layer2",
+        "layer3",
+        "layer4",
+    }
+    assert not any(isinstance(module, _BatchNorm) for module in ours.backbone.modules())
 
 
 # --- normalisation ----------------------------------------------------------------------------------------------------
@@ -421,11 +492,14 @@ BAD_OPTIONS = [
     ({"num_classes": 0}, "num_classes: expected a positive number, found 0"),
     ({"num_classes": "4"}, "num_classes: expected an integer, found '4'"),
     ({"num_classes": True}, "num_classes: expected an integer, found True"),
-    ({"norm": "thawed"}, "norm: expected 'frozen' or 'live', found 'thawed'"),
+    ({"norm": "thawed"}, "norm: expected one of frozen, live, sync, found 'thawed'"),
     ({"trainable_layers": -1}, "trainable_layers: expected 0 or more, found -1"),
     ({"min_size": 0}, "min_size: expected a positive number"),
     ({"anchor_sizes": (32, 64)}, "anchor_sizes: expected 5, one per level, found 2"),
     ({"image_mean": 0.5}, "image_mean: expected a list of numbers, found 0.5"),
+    ({"masks": True}, "masks: fasterrcnn never finds masks"),
+    ({"framework": "maskrcnn", "masks": False}, "masks: maskrcnn always finds masks"),
+    ({"framework": "fcos", "fpn_channels": 48}, "fpn_channels: expected a multiple of 32, .* fcos .*, found 48"),
 ]
 
 
@@ -452,16 +526,19 @@ def test_a_variant_runs_its_published_default_unless_told_otherwise():
 SIZE = st.integers(1, 2000)
 CONFIGS = st.builds(
     DetectorConfig,
-    framework=st.just("fasterrcnn"),
+    framework=st.sampled_from(sorted(FRAMEWORKS)),
     backbone=st.text(),
     num_classes=SIZE,
     genotype=st.sampled_from([None, OTHER.to_dict()]),
-    fpn_channels=SIZE,
+    fpn_channels=SIZE.map(lambda size: 32 * size),
+    score_thresh=st.none() | st.floats(0, 1),
+    nms_thresh=st.none() | st.integers(0, 1),
+    detections=st.none() | SIZE,
     trainable_layers=st.integers(0, 99),
-    norm=st.sampled_from(["frozen", "live"]),
+    norm=st.sampled_from(["frozen", "live", "sync"]),
     min_size=SIZE,
     max_size=SIZE,
-    anchor_sizes=st.tuples(*[SIZE] * 5),
+    anchor_sizes=st.none() | st.tuples(*[SIZE] * 5),
     image_mean=st.tuples(*[st.floats(0, 1)] * 3),
     classes=st.lists(st.text()).map(tuple),
     category_ids=st.lists(st.integers()).map(tuple),
@@ -479,13 +556,18 @@ WRONG_VALUES = {
     "backbone": [None, 1, ["resnet18"]],
     "num_classes": [None, "4", 4.0, True, 0, -1],
     "genotype": ["c_resnet18.json", 3, []],
+    "masks": ["yes", 1, True],
+    "mask_channels": [None, 0],
+    "score_thresh": ["0.5", True, 1.5, -0.1],
+    "nms_thresh": ["0.5", 2],
+    "detections": [0, 1.5, "many"],
     "fpn_channels": [None, "16", 0],
     "head_size": ["16", 1.5, 0],
     "trainable_layers": [None, "3", -1],
     "norm": [None, True, "thawed"],
     "min_size": ["800", 0],
     "max_size": ["1333", 0],
-    "anchor_sizes": [32, [32], ["32"] * 5, [32.5] * 5],
+    "anchor_sizes": [32, [32], ["32"] * 5, [32.5] * 5, [0, 1, 2, 3, 4]],
     "image_mean": [0.5, ["0.5"] * 3, "abc"],
     "image_std": [None, [None] * 3],
     "classes": ["car", [1], [["car"]]],
