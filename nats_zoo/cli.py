@@ -440,6 +440,33 @@ def predict(
         print(line)
 
 
+def convert(
+    checkpoint: str,
+    output: str = "detector",
+    backbone: str = "resnet50",
+    classes: tuple[str, ...] | None = None,
+    epsilon: float | None = None,
+) -> None:
+    """Write a torchvision detector's checkpoint as a detector folder, with the same outputs.
+
+    Args:
+        checkpoint: a .pth file of fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn or
+            fcos_resnet50_fpn, of torchvision's reference training or with the state dict alone, or a .safetensors file;
+            or the name of weights that torchvision downloads (FasterRCNN_ResNet50_FPN_Weights.COCO_V1).
+        output: the folder, as nats train writes one.
+        backbone: timm name of a ResNet with the same layers.
+        classes: names of the labels 1, 2, ...; default: COCO's, if there are 90.
+        epsilon: of the backbone's batch norms in torchvision; default: 0 for published checkpoints that were trained
+            so, else 1e-5.
+    """
+    from .detection.convert import from_torchvision
+    from .detection.hub import save_detector
+
+    detector = from_torchvision(checkpoint, backbone, classes, epsilon)
+    folder = save_detector(detector, output)
+    print(f"{detector.config.framework} on {backbone}, {detector.config.num_classes - 1} classes: {folder}")
+
+
 def publish(
     folder: str,
     repo: str,
@@ -487,6 +514,7 @@ COMMANDS = {
     "train": Command("train a detector on a timm backbone", _train),
     "evaluate": Command("COCO metrics of a detector", _from_function(evaluate)),
     "predict": Command("draw a detector's boxes on images", _predict),
+    "convert": Command("a torchvision detector's checkpoint as a detector folder", _from_function(convert)),
     "export": Command("a backbone as ONNX, torch.export or TorchScript file", _from_function(export)),
     "publish": Command("put a model folder on the Hugging Face Hub", _from_function(publish)),
     "demo": Command("the whole path on a drawn data set, without a download", _from_function(demo)),
