@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
+from pycocotools import mask as coco_mask
 
 from ..errors import NatsError
 from ..files import atomic_folder
 from .drawing import class_colour
 
-FORMAT = 1  # raised whenever the same parameters would draw other pictures
+FORMAT = 2  # raised whenever the same parameters would give other files
 MIN_SIDE = 12  # pixels, of an object
 MAX_OBJECTS = 4  # per image
 ATTEMPTS = 30  # to find room for one more object
@@ -72,7 +73,7 @@ def draw_dataset(
     transpose: bool = False,
     seed: int = 0,
 ) -> Path:
-    """Draw a data set in COCO's layout: `images/` and `annotations/instances_{train,val,test}.json`.
+    """Draw a data set in COCO's layout, with masks: `images/` and `annotations/instances_{train,val,test}.json`.
 
     The same parameters give the same files; a split's first images stay the same when its number changes. A folder
     that this function has already filled with the same parameters is used as it is.
@@ -126,19 +127,24 @@ def draw_objects(size: int, distance: int, rng: np.random.Generator) -> list[Dra
     return placed
 
 
-def draw_image(objects: Sequence[DrawnObject], size: int, rng: np.random.Generator) -> np.ndarray:
-    """Paint objects, marks and decoys on a noisy background: (size, size, 3), uint8."""
+def draw_image(
+    objects: Sequence[DrawnObject], size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Paint objects, marks and decoys on a noisy background.
+
+    Returns:
+        The image, (size, size, 3) uint8, and each object's mask, (size, size) uint8, 0 or 1.
+    """
     shade = rng.uniform(105, 150)
     grey = shade + 10 * _smooth_noise((size, size), size / 8, rng)
-    for item in objects:
-        _paint_object(grey, item.box, shade, rng)
+    masks = [_paint_object(grey, item.box, shade, rng) for item in objects]
     grey += rng.normal(0, 5, grey.shape)
     image = np.repeat(grey[:, :, None], 3, axis=2)
     for item in objects:
         for rect, label in ((item.mark, item.label), (item.decoy, item.decoy_label)):
             patch = image[rect.y : rect.y + rect.h, rect.x : rect.x + rect.w]
             patch[:] = ImageColor.getrgb(class_colour(label)) + rng.normal(0, 5, (rect.h, rect.w, 1))
-    return image.round().clip(0, 255).astype(np.uint8)
+    return image.round().clip(0, 255).astype(np.uint8), masks
 
 
 def _check_parameters(parameters: dict[str, Any]) -> None:
@@ -170,23 +176,25 @@ def _write_split(folder: Path, split: str, parameters: dict[str, Any]) -> dict[s
         # a generator for each image: no image depends on how many others there are
         rng = np.random.default_rng([parameters["seed"], SPLITS.index(split), index])
         objects = draw_objects(size, parameters["distance"], rng)
-        pixels = draw_image(objects, size, rng)
+        pixels, masks = draw_image(objects, size, rng)
         name = f"{split}_{index:05d}.png"
         Image.fromarray(pixels.swapaxes(0, 1) if transpose else pixels).save(folder / "images" / name)
         images.append({"id": index + 1, "file_name": name, "width": size, "height": size})
-        for item in objects:
-            annotations.append(_annotation(len(annotations) + 1, index + 1, item, transpose))
+        for item, mask in zip(objects, masks, strict=True):
+            annotations.append(_annotation(len(annotations) + 1, index + 1, item, mask, transpose))
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _annotation(number: int, image_id: int, item: DrawnObject, transpose: bool) -> dict[str, Any]:
+def _annotation(number: int, image_id: int, item: DrawnObject, mask: np.ndarray, transpose: bool) -> dict[str, Any]:
     x, y, w, h = item.box
+    rle = coco_mask.encode(np.asfortranarray(mask.T if transpose else mask))
     return {
         "id": number,
         "image_id": image_id,
         "category_id": item.label,
         "bbox": [y, x, h, w] if transpose else [x, y, w, h],
+        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
         "area": w * h,
         "iscrowd": 0,
     }
@@ -242,13 +250,20 @@ def _smooth_noise(shape: tuple[int, int], scale: float, rng: np.random.Generator
     return np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC), dtype=float)
 
 
-def _paint_object(grey: np.ndarray, box: Rect, background: float, rng: np.random.Generator) -> None:
-    """Blend a textured shape, clearly darker or brighter than the background, into its box, touching all four sides."""
+def _paint_object(grey: np.ndarray, box: Rect, background: float, rng: np.random.Generator) -> np.ndarray:
+    """Blend a textured shape, clearly darker or brighter than the background, into its box, touching all four sides.
+
+    Returns:
+        Its mask in the whole image, 0 or 1.
+    """
     mask = _shape_mask(box.w, box.h, rng)
     contrast = rng.uniform(55, 80) * rng.choice([-1, 1])
     texture = background + contrast + 25 * _texture(box.w, box.h, rng)
-    area = grey[box.y : box.y + box.h, box.x : box.x + box.w]
-    area += mask * (texture - area)
+    inside = slice(box.y, box.y + box.h), slice(box.x, box.x + box.w)
+    grey[inside] += mask * (texture - grey[inside])
+    whole = np.zeros(grey.shape, dtype=np.uint8)
+    whole[inside] = mask > 0.5
+    return whole
 
 
 def _shape_mask(width: int, height: int, rng: np.random.Generator) -> np.ndarray:

@@ -32,7 +32,7 @@ from ..hub import (
 )
 from ..version import __version__
 from .coco_eval import Metrics
-from .detector_config import DetectorConfig
+from .detector_config import FRAMEWORKS, DetectorConfig
 from .detectors import build_detector
 
 LIBRARY_KEY = "nats_zoo_version"
@@ -119,17 +119,19 @@ def _genotype(config: DetectorConfig, source: str) -> Genotype | None:
 def _detector_card(
     config: DetectorConfig, genotype: Genotype | None, metrics: Metrics | None, evaluated_on: str | None
 ) -> str:
+    tasks = ["instance-segmentation"] if config.masks else []
     header = ModelCardData(
         library_name="nats-zoo",
         license="other",
-        tags=["nats-zoo", "timm", "torchvision", config.framework],
+        tags=["nats-zoo", "timm", "torchvision", config.framework, *tasks],
         pipeline_tag="object-detection",
     )
     sections = [
         f"---\n{header.to_yaml()}\n---",
         _CARD_BODY.format(
-            framework=config.framework,
+            framework=FRAMEWORKS[config.framework].title,
             backbone=config.backbone,
+            found="boxes (XYXY, pixels), labels, scores" + (", masks (N, 1, H, W) in 0..1" if config.masks else ""),
             repo=CARD_REPO,
             classes=", ".join(config.classes) or f"{config.num_classes - 1} without names",
             min_size=config.min_size,
@@ -150,13 +152,19 @@ def _genotype_section(genotype: Genotype | None) -> str:
     return f"## Genotype\n\n{genotype_origin(genotype)}\n\n{chart}\n\n```\n{genotype}\n```"
 
 
-def _flat(metrics: Metrics | None) -> dict[str, Any]:
+def _flat(metrics: Metrics | None) -> dict[str, str]:
     if metrics is None:
         return {}
     values = metrics.to_dict()
-    per_class = values.pop("per_class")
-    values.update({f"ap of {name}": row["ap"] for name, row in per_class.items()})
-    return {key: "-" if value is None else f"{value:.1f}" for key, value in values.items()}
+    of_masks = values.pop("mask", None)
+    return _flat_one(values) | {f"mask {key}": value for key, value in _flat_one(of_masks or {}).items()}
+
+
+def _flat_one(values: dict[str, Any]) -> dict[str, str]:
+    """The figures of boxes, or of masks, those of the classes last."""
+    figures = {key: value for key, value in values.items() if key not in ("per_class", "mask")}
+    figures |= {f"ap of {name}": row["ap"] for name, row in values.get("per_class", {}).items()}
+    return {key: "-" if value is None else f"{value:.1f}" for key, value in figures.items()}
 
 
 _CARD_BODY = """\
@@ -165,6 +173,7 @@ _CARD_BODY = """\
 A torchvision detector on a timm backbone, trained with nats-zoo.
 
 - classes: {classes}
+- finds {found}
 - images are resized to a short side of {min_size} pixels, the long one at most {max_size}
 
 ## Use

@@ -160,7 +160,7 @@ def test_the_card_says_what_a_user_has_to_know(saved):
         assert f"{line}\n" in front_matter
     for words in (
         *(
-            "# fasterrcnn on nats_resnet18",
+            "# Faster R-CNN on nats_resnet18",
             "blue, vermilion, yellow",
             "short side of 64 pixels, the long one at most 96",
         ),

@@ -1,17 +1,17 @@
-"""The drawn data set keeps its promises, read back from the files; detections drawn on images can be read."""
+"""The drawn data set keeps its promises, read back from the files."""
 
 import json
 import signal
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from nats_zoo import NatsError
-from nats_zoo.detection.drawing import PALETTE, class_colour, comparison_sheet, draw_detections, place_text
+from nats_zoo.detection.drawing import PALETTE
 from nats_zoo.detection.drawn import draw_dataset
 
 SIZE, DISTANCE, MARK = 160, 32, 8
@@ -112,6 +112,27 @@ def test_shapes_stand_out_from_the_background_and_fill_their_boxes(drawn):
                 assert edge.max() > 15
 
 
+def test_masks_fill_their_boxes_and_stand_out(drawn):
+    content = annotations(drawn)
+    for image in content["images"]:
+        grey = pixels(drawn, image).min(axis=-1).astype(float)
+        for entry in (entry for entry in content["annotations"] if entry["image_id"] == image["id"]):
+            mask = coco_mask.decode(entry["segmentation"])
+            assert mask.shape == (SIZE, SIZE)
+            assert coco_mask.toBbox(entry["segmentation"]).tolist() == entry["bbox"]
+            x, y, w, h = entry["bbox"]
+            corners = mask[y : y + h, x : x + w] == 0
+            if corners.sum() > 50 and min(w, h) > 30:
+                inside, outside = grey[mask == 1], grey[y : y + h, x : x + w][corners]
+                assert abs(np.median(inside) - np.median(outside)) > 20
+
+
+def test_the_twins_masks_are_transposed(drawn, twin):
+    for one, other in zip(annotations(drawn)["annotations"], annotations(twin)["annotations"], strict=True):
+        masks = [coco_mask.decode(entry["segmentation"]) for entry in (one, other)]
+        np.testing.assert_array_equal(masks[0].T, masks[1])
+
+
 def test_the_twin_is_the_transposed_data_set(drawn, twin):
     for split in ("train", "val", "test"):
         content, transposed = annotations(drawn, split), annotations(twin, split)
@@ -120,7 +141,8 @@ def test_the_twin_is_the_transposed_data_set(drawn, twin):
             np.testing.assert_array_equal(pixels(twin, image), pixels(drawn, image).swapaxes(0, 1))
         for entry, other in zip(content["annotations"], transposed["annotations"], strict=True):
             x, y, w, h = entry["bbox"]
-            assert other == entry | {"bbox": [y, x, h, w]}
+            segmentation = other["segmentation"]  # looked at by another test
+            assert other == entry | {"bbox": [y, x, h, w], "segmentation": segmentation}
 
 
 def test_the_twins_marks_lie_on_the_column(twin):
@@ -221,101 +243,4 @@ def test_an_interrupted_drawing_leaves_nothing_under_the_name(tmp_path):
             draw_dataset(tmp_path / "data", train=100_000)
     finally:
         signal.signal(signal.SIGALRM, previous)
-    assert not any(tmp_path.iterdir())
-
-
-@settings(max_examples=300)
-@given(
-    box=st.tuples(*[st.floats(-500, 4500)] * 4),
-    image=st.tuples(st.integers(1, 4000), st.integers(1, 4000)),
-    share=st.tuples(st.floats(0, 1), st.floats(0, 1)),
-)
-def test_a_boxs_text_stays_inside_the_image(box, image, share):
-    size = tuple(max(1, int(part * side)) for part, side in zip(share, image, strict=True))
-    left, top, right, bottom = place_text(box, size, image)
-    assert (right - left, bottom - top) == size
-    assert 0 <= left < right <= image[0]
-    assert 0 <= top < bottom <= image[1]
-
-
-def one_box(side, box, name="cell"):
-    corners = torch.tensor([box], dtype=torch.float32) * side
-    scores = torch.tensor([0.9])
-    return np.asarray(draw_detections(Image.new("RGB", (side, side)), corners, torch.tensor([1]), scores, [name]))
-
-
-def test_the_whole_text_shows_wherever_the_box_lies():
-    letters = []
-    for box in [(0.4, 0.4, 0.6, 0.6), (0, 0, 0.1, 0.1), (0.9, 0.9, 1, 1), (0.9, 0, 1, 0.1), (-0.2, 0.8, 0.1, 1.3)]:
-        picture = one_box(400, box).astype(int)
-        letters.append(int((picture.min(axis=-1) > 200).sum()))  # white on blue, on black
-    assert min(letters) > 50
-    assert len(set(letters)) == 1
-
-
-@pytest.mark.parametrize("side", [8, 100, 640, 2000])
-def test_text_grows_with_the_image_and_tiny_images_are_enlarged(side):
-    picture = one_box(side, (0.25, 0.5, 0.75, 0.9))
-    assert picture.shape[0] % side == 0
-    assert picture.shape[0] >= 384
-    rows, columns = np.nonzero(picture.astype(int).min(axis=-1) > 200)
-    assert np.ptp(rows) > picture.shape[0] / 80
-    assert np.ptp(rows) >= 8
-    assert np.ptp(columns) < picture.shape[1] / 2
-
-
-def test_a_name_longer_than_the_image_is_cut_at_its_end():
-    box = (0, 0.5, 0.9, 0.9)
-    short, long = (one_box(400, box, name) for name in ("verylongname", "verylongname" * 30))
-    np.testing.assert_array_equal(long[:, :80], short[:, :80])
-    assert (long[:, 300:390] != short[:, 300:390]).any()
-    assert not (long[:, -2:].min(axis=-1) > 200).any()  # no letter touches the border
-
-
-def test_only_detections_above_the_threshold_are_drawn_and_the_original_is_kept():
-    image = Image.new("RGB", (400, 400))
-    boxes = torch.tensor([[20.0, 40, 120, 120], [200, 40, 300, 120], [20, 240, 120, 320]])
-    labels, scores = torch.tensor([1, 2, 10]), torch.tensor([0.9, 0.4, 0.7])
-    picture = np.asarray(draw_detections(image, boxes, labels, scores, ["a", "b"], threshold=0.5)).astype(int)
-    found = [(np.abs(picture - colour).max(axis=-1) == 0).sum() > 300 for colour in COLOURS[:2]]
-    assert found == [True, False]
-    assert (picture[240:320, 20:122] > 0).any()  # label 10 has no name and is drawn all the same
-    everything = np.asarray(draw_detections(image, boxes, labels, classes=["a", "b"])).astype(int)
-    assert (np.abs(everything - COLOURS[1]).max(axis=-1) == 0).sum() > 300
-    assert image.getextrema() == ((0, 0),) * 3
-
-
-def test_nothing_detected_leaves_the_picture_as_it_was():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 500, 3), dtype=np.uint8))
-    drawn = draw_detections(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
-    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(image))
-
-
-def test_class_colours_repeat_but_not_soon():
-    assert len({class_colour(label) for label in range(1, 8)}) == 7
-    assert class_colour(8) == class_colour(1)
-
-
-def test_sheets_lay_columns_side_by_side(tmp_path):
-    columns = {
-        "ground truth": [Image.new("RGB", (300, 200), "red"), Image.new("RGB", (200, 300), "red")],
-        "plain": [Image.new("RGB", (300, 200), "lime"), Image.new("L", (30, 20), 0)],
-        "NATS " + "long" * 99: [Image.new("RGB", (300, 200), "blue"), Image.new("RGB", (2000, 3000), "blue")],
-    }
-    comparison_sheet(columns, tmp_path / "sheet.png")
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png")).astype(int)
-    centres = []
-    for colour in ([255, 0, 0], [0, 255, 0], [0, 0, 255]):
-        rows, across = np.nonzero(np.abs(sheet - colour).max(axis=-1) == 0)
-        centres.append(across.mean())
-        assert rows.min() > 20  # below the titles
-    assert centres[1] - centres[0] == pytest.approx(centres[2] - centres[1], abs=2)
-    assert centres[1] - centres[0] > 480 - 200
-    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
-
-
-@pytest.mark.parametrize("columns", [{}, {"a": []}, {"a": [Image.new("L", (5, 5))], "b": []}])
-def test_uneven_sheets_are_refused(columns, tmp_path):
-    with pytest.raises(NatsError, match=r"sheet\.png: expected columns of equally many images"):
-        comparison_sheet(columns, tmp_path / "sheet.png")
     assert not any(tmp_path.iterdir())
