@@ -7,11 +7,14 @@ from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign
 
 from .backbone import BackboneWithFPN
+from .cascade_rcnn import CascadeRCNN
 from .detector_config import FRAMEWORKS, DetectorConfig
 
 ROI_RESOLUTION = 7
+MASK_RESOLUTION = 14
 MASK_LAYERS = 4
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 OCTAVES = (2**0, 2 ** (1 / 3), 2 ** (2 / 3))  # RetinaNet's three sizes of anchors per level
@@ -38,6 +41,20 @@ def _mask_rcnn(config: DetectorConfig, backbone: BackboneWithFPN) -> MaskRCNN:
     )  # fmt: skip
 
 
+def _cascade_rcnn(config: DetectorConfig, backbone: BackboneWithFPN) -> CascadeRCNN:
+    masks = {"mask_roi_pool": _mask_roi_pool(), **_of_masks(config)} if config.masks else {}
+    return CascadeRCNN(
+        backbone,
+        config.num_classes,
+        representation_size=config.head_size,
+        box_batch_size_per_image=config.roi_samples,
+        **_of_images(config),
+        **_of_proposals(config),
+        **{f"box_{key}": value for key, value in _of_detections(config).items()},
+        **masks,
+    )
+
+
 def _retinanet(config: DetectorConfig, backbone: BackboneWithFPN) -> RetinaNet:
     sizes = tuple(tuple(int(size * octave) for octave in OCTAVES) for size in config.anchor_sizes)
     anchors = AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes))
@@ -54,6 +71,7 @@ def _fcos(config: DetectorConfig, backbone: BackboneWithFPN) -> FCOS:
 _BUILDERS = {
     "fasterrcnn": _faster_rcnn,
     "maskrcnn": _mask_rcnn,
+    "cascade_rcnn": _cascade_rcnn,
     "retinanet": _retinanet,
     "fcos": _fcos,
 }
@@ -81,6 +99,11 @@ def _of_boxes(config: DetectorConfig) -> dict[str, Any]:
         "box_predictor": FastRCNNPredictor(config.head_size, config.num_classes),
         **{f"box_{key}": value for key, value in _of_detections(config).items()},
     }
+
+
+def _mask_roi_pool() -> MultiScaleRoIAlign:
+    """MaskRCNN's own default."""
+    return MultiScaleRoIAlign(featmap_names=["0", "1", "2", "3"], output_size=MASK_RESOLUTION, sampling_ratio=2)
 
 
 def _of_masks(config: DetectorConfig) -> dict[str, Any]:

@@ -1,0 +1,316 @@
+"""Cascade R-CNN (Cai and Vasconcelos, 2018, arXiv 1712.00726), as torchvision would have it.
+
+Several box heads in a row: each takes the boxes that the one before has refined, and is trained to a higher IoU.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
+from torchvision.ops import MultiScaleRoIAlign, box_iou, clip_boxes_to_image, remove_small_boxes
+
+IOU_THRESHOLDS = (0.5, 0.6, 0.7)
+REGRESSION_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+SMOOTH_L1_BETA = 1 / 9  # torchvision's
+MIN_SIDE = 0.01  # pixels: torchvision's least side of a box
+
+
+class CascadeRCNN(FasterRCNN):
+    """Cascade R-CNN: torchvision's FasterRCNN with several stages of box heads, and masks if parts for them are given.
+
+    Args:
+        backbone: as FasterRCNN takes it.
+        num_classes: classes including the background, label 0.
+        representation_size: width of the default box heads.
+        box_roi_pool: pools the regions; default: as FasterRCNN's.
+        box_heads: one per stage, of pooled regions; default: torchvision's TwoMLPHead.
+        box_predictors: one per stage, of a head's outputs; default: CascadePredictor.
+        iou_thresholds: of each stage: proposals that overlap an object at least as much are its foreground.
+        bbox_reg_weights: of each stage: what its regression targets are multiplied by.
+        mask_roi_pool, mask_head, mask_predictor: all three or none, as MaskRCNN has them.
+        box_score_thresh, box_nms_thresh, box_detections_per_img, box_batch_size_per_image, box_positive_fraction: as
+            FasterRCNN's; the last two are of the first stage, the others take all the boxes it hands on.
+        **kwargs: FasterRCNN's options of images and of proposals.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        representation_size: int = 1024,
+        box_roi_pool: nn.Module | None = None,
+        box_heads: Sequence[nn.Module] | None = None,
+        box_predictors: Sequence[nn.Module] | None = None,
+        iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
+        bbox_reg_weights: Sequence[tuple[float, float, float, float]] = REGRESSION_WEIGHTS,
+        box_score_thresh: float = 0.05,
+        box_nms_thresh: float = 0.5,
+        box_detections_per_img: int = 100,
+        box_batch_size_per_image: int = 512,
+        box_positive_fraction: float = 0.25,
+        mask_roi_pool: nn.Module | None = None,
+        mask_head: nn.Module | None = None,
+        mask_predictor: nn.Module | None = None,
+        **kwargs: Any,
+    ):
+        stages = range(len(iou_thresholds))
+        if box_roi_pool is None:
+            box_roi_pool = MultiScaleRoIAlign(featmap_names=["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
+        if box_heads is None:
+            pooled = backbone.out_channels * box_roi_pool.output_size[0] * box_roi_pool.output_size[1]
+            box_heads = [TwoMLPHead(pooled, representation_size) for _ in stages]
+        if box_predictors is None:
+            box_predictors = [CascadePredictor(representation_size, num_classes) for _ in stages]
+        super().__init__(
+            backbone, box_roi_pool=box_roi_pool, box_head=box_heads[0], box_predictor=box_predictors[0], **kwargs
+        )
+        self.roi_heads = CascadeRoIHeads(
+            box_roi_pool,
+            box_heads,
+            box_predictors,
+            iou_thresholds,
+            bbox_reg_weights,
+            box_batch_size_per_image,
+            box_positive_fraction,
+            box_score_thresh,
+            box_nms_thresh,
+            box_detections_per_img,
+            mask_roi_pool,
+            mask_head,
+            mask_predictor,
+        )
+
+
+class CascadePredictor(nn.Module):
+    """Class scores and one box for all classes, from a box head's outputs.
+
+    Shape:
+        input (N, in_channels); outputs (N, num_classes) logits and (N, 4) regression.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int):
+        super().__init__()
+        self.cls_score = nn.Linear(in_channels, num_classes)
+        self.bbox_pred = nn.Linear(in_channels, 4)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        features = features.flatten(start_dim=1)
+        return self.cls_score(features), self.bbox_pred(features)
+
+
+class CascadeRoIHeads(RoIHeads):
+    """The heads of Cascade R-CNN, in the place of torchvision's RoIHeads.
+
+    In training the first stage samples from the proposals, as in Faster R-CNN; each further one takes all the boxes
+    that the stage before made of those, without a gradient, and matches them to objects at its own IoU. The stages'
+    losses, `loss_classifier_1`, `loss_box_reg_1` and so on, count alike; the gradient that they send into the pooled
+    features is divided by the number of stages. In inference the classes' probabilities are averaged over the stages
+    and the boxes are the last stage's.
+
+    Masks are trained on the foreground that the first stage has sampled, which is the most varied, and found in the
+    final boxes.
+
+    Args:
+        box_head, box_predictor: one module per stage.
+        iou_thresholds, bbox_reg_weights: one per stage, see CascadeRCNN.
+
+    Raises:
+        ValueError: not as many of each.
+    """
+
+    def __init__(
+        self,
+        box_roi_pool: nn.Module,
+        box_head: Sequence[nn.Module],
+        box_predictor: Sequence[nn.Module],
+        iou_thresholds: Sequence[float],
+        bbox_reg_weights: Sequence[tuple[float, float, float, float]],
+        batch_size_per_image: int,
+        positive_fraction: float,
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_img: int,
+        mask_roi_pool: nn.Module | None = None,
+        mask_head: nn.Module | None = None,
+        mask_predictor: nn.Module | None = None,
+    ):
+        lengths = {len(box_head), len(box_predictor), len(iou_thresholds), len(bbox_reg_weights)}
+        if len(lengths) > 1:
+            raise ValueError(f"box_heads, box_predictors, iou_thresholds and weights: one per stage, found {lengths}")
+        super().__init__(
+            box_roi_pool,
+            nn.ModuleList(box_head),
+            nn.ModuleList(box_predictor),
+            iou_thresholds[0],
+            iou_thresholds[0],
+            batch_size_per_image,
+            positive_fraction,
+            bbox_reg_weights[-1],  # by which the last stage's boxes are decoded in the end
+            score_thresh,
+            nms_thresh,
+            detections_per_img,
+            mask_roi_pool,
+            mask_head,
+            mask_predictor,
+        )
+        self.num_stages = len(iou_thresholds)
+        self.matchers = [Matcher(iou, iou) for iou in iou_thresholds]
+        self.box_coders = [BoxCoder(weights) for weights in bbox_reg_weights]
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """As torchvision's RoIHeads: detections in evaluation, losses in training."""
+        if self.training:
+            return [], self._losses(features, proposals, image_shapes, targets)
+        return self._detections(features, proposals, image_shapes), {}
+
+    def _losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None,
+    ) -> dict[str, Tensor]:
+        proposals, matched, labels, _ = self.select_training_samples(list(proposals), targets)
+        losses = self._mask_loss(features, proposals, image_shapes, targets, matched, labels) if self.has_mask() else {}
+        for stage in range(self.num_stages):
+            if stage:
+                matched, labels = self._match(stage, proposals, targets)
+            logits, regression = self._run_stage(stage, features, proposals, image_shapes)
+            wanted = self._regression_targets(stage, proposals, targets, matched)
+            losses[f"loss_classifier_{stage + 1}"], losses[f"loss_box_reg_{stage + 1}"] = cascade_loss(
+                logits, regression, torch.cat(labels), wanted
+            )
+            refined = self._refine(stage, regression, proposals, image_shapes)
+            proposals = [boxes[remove_small_boxes(boxes, MIN_SIDE)] for boxes in refined]
+        return losses
+
+    def _detections(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        logits, regression = self._run_stage(0, features, proposals, image_shapes)
+        probabilities = logits.float().softmax(-1)
+        for stage in range(1, self.num_stages):
+            proposals = self._refine(stage - 1, regression, proposals, image_shapes)
+            logits, regression = self._run_stage(stage, features, proposals, image_shapes)
+            probabilities = probabilities + logits.float().softmax(-1)
+        # RoIHeads takes logits, and a box for each class
+        mean = (probabilities / self.num_stages).log()
+        boxes = regression.float().repeat(1, mean.shape[-1])
+        found = self.postprocess_detections(mean, boxes, proposals, image_shapes)
+        detections = [
+            {"boxes": boxes, "labels": labels, "scores": scores}
+            for boxes, scores, labels in zip(*found, strict=True)
+        ]  # fmt: skip
+        if self.has_mask():
+            self._add_masks(features, detections, image_shapes)
+        return detections
+
+    def _run_stage(
+        self, stage: int, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        pooled = self.box_roi_pool(features, proposals, image_shapes)
+        if self.training:
+            pooled = _ScaledGradient.apply(pooled, 1 / self.num_stages)
+        return self.box_predictor[stage](self.box_head[stage](pooled))
+
+    @torch.no_grad()
+    def _refine(
+        self, stage: int, regression: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> list[Tensor]:
+        """The boxes that a stage made of its proposals, inside the images."""
+        boxes = self.box_coders[stage].decode(regression.float(), proposals)[:, 0]
+        parts = boxes.split([len(one) for one in proposals])
+        return [clip_boxes_to_image(part, shape) for part, shape in zip(parts, image_shapes, strict=True)]
+
+    def _match(
+        self, stage: int, proposals: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """For each box, the object it overlaps most (0 if none at all) and that object's label (0: background)."""
+        matched, labels = [], []
+        for boxes, target in zip(proposals, targets, strict=True):
+            index = torch.full((len(boxes),), Matcher.BELOW_LOW_THRESHOLD, device=boxes.device)
+            if len(target["boxes"]) and len(boxes):
+                index = self.matchers[stage](box_iou(target["boxes"].to(boxes.dtype), boxes))
+            matched.append(index.clamp(min=0))
+            found = index >= 0
+            label = torch.zeros_like(index)
+            label[found] = target["labels"][index[found]]
+            labels.append(label)
+        return matched, labels
+
+    def _regression_targets(
+        self, stage: int, proposals: list[Tensor], targets: list[dict[str, Tensor]], matched: list[Tensor]
+    ) -> Tensor:
+        boxes = [target["boxes"].to(one.dtype) for one, target in zip(proposals, targets, strict=True)]
+        nothing = proposals[0].new_zeros(1, 4)  # stands in where there are no objects; the background has no box loss
+        wanted = [(box if len(box) else nothing)[index] for box, index in zip(boxes, matched, strict=True)]
+        return torch.cat(self.box_coders[stage].encode(wanted, proposals))
+
+    def _mask_loss(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]],
+        matched: list[Tensor],
+        labels: list[Tensor],
+    ) -> dict[str, Tensor]:
+        foreground = [label > 0 for label in labels]
+        boxes = [one[positive] for one, positive in zip(proposals, foreground, strict=True)]
+        objects = [index[positive] for index, positive in zip(matched, foreground, strict=True)]
+        logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
+        masks, classes = [target["masks"] for target in targets], [target["labels"] for target in targets]
+        return {"loss_mask": maskrcnn_loss(logits, boxes, masks, classes, objects)}
+
+    def _add_masks(
+        self, features: dict[str, Tensor], detections: list[dict[str, Tensor]], image_shapes: list[tuple[int, int]]
+    ) -> None:
+        boxes = [detection["boxes"] for detection in detections]
+        logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
+        probabilities = maskrcnn_inference(logits, [detection["labels"] for detection in detections])
+        for detection, masks in zip(detections, probabilities, strict=True):
+            detection["masks"] = masks
+
+
+def cascade_loss(logits: Tensor, regression: Tensor, labels: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Faster R-CNN's losses with one box for all classes.
+
+    Args:
+        logits: (N, classes).
+        regression: (N, 4).
+        labels: (N,), 0 for the background.
+        wanted: (N, 4), what the foreground's regression should be.
+
+    Returns:
+        The mean cross entropy, and smooth L1 over the foreground divided by N.
+    """
+    foreground = labels > 0
+    number = max(1, len(labels))
+    of_boxes = F.smooth_l1_loss(regression[foreground], wanted[foreground], beta=SMOOTH_L1_BETA, reduction="sum")
+    return F.cross_entropy(logits, labels, reduction="sum") / number, of_boxes / number
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
