@@ -4,21 +4,25 @@ import contextlib
 import dataclasses
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..batch_norm import evaluation_mode
 from ..files import read_json, write_text
-from .datasets import CocoDataset, DataError, collate, is_finite_number, read_annotations
+from .annotations import check_annotations, read_coco
+from .datasets import CocoDataset, collate
+from .defects import DataError, is_finite_number, is_positive_int
+from .masks import _read_runs
 
 _STATS = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
@@ -26,13 +30,17 @@ _STATS = (
 )
 """What `COCOeval.stats` holds, in its order."""
 
+SHOWN_IDS = 5
+"""Of unknown ones, in a message."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """COCO's box metrics in percent, as papers print them. None: there is no such object to be found.
+    """COCO's metrics in percent, of boxes unless said otherwise. None: there is no such object to be found.
 
     Attributes:
-        ap: Average precision, mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over classes; 100 boxes per image.
+        ap: Average precision, mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over classes; of each class the 100
+            best boxes per image.
         ap50: At IoU 0.50.
         ap75: At IoU 0.75.
         ap_small: Of objects below 32 x 32 pixels.
@@ -45,6 +53,7 @@ class Metrics:
         ar_medium: Of medium objects.
         ar_large: Of large objects.
         per_class: `{"ap": ..., "ap50": ...}` by class name, in order of category id.
+        mask: The same of masks; None: there are no masks to be compared.
     """
 
     ap: float | None
@@ -60,13 +69,25 @@ class Metrics:
     ar_medium: float | None
     ar_large: float | None
     per_class: dict[str, dict[str, float | None]]
+    mask: "Metrics | None" = None
 
     def to_dict(self) -> dict:
         """Returns plain data that JSON can hold."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_dict(cls, data: dict) -> "Metrics":
+        """Returns what `to_dict` was called on; data written before there were masks has no `mask`."""
+        mask = data.get("mask")
+        return cls(**{**data, "mask": None if mask is None else cls.from_dict(mask)})
+
     def table(self) -> str:
-        """Returns a text table: all objects and objects by size, recall, and a line per class."""
+        """Returns a text table: all objects and objects by size, recall, and a line per class; boxes, then masks."""
+        if self.mask is None:
+            return self._table()
+        return f"boxes\n{self._table()}\n\nmasks\n{self.mask._table()}"
+
+    def _table(self) -> str:
         headings = {
             **{"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl"},
             **{"ar_1": "AR1", "ar_10": "AR10", "ar_100": "AR100"},
@@ -90,25 +111,30 @@ def predict(
     batch_size: int = 1,
     num_workers: int = 0,
     progress: bool = True,
+    category_ids: Sequence[int | None] | None = None,
 ) -> list[dict]:
     """Runs a detector over a data set, which the processes share among them.
 
     Args:
         detector: A torchvision detector, on the accelerator's device: takes a list of images, returns a list of dicts
-            of boxes, labels and scores. It is left in the mode, training or not, in which it came.
+            of boxes, labels, scores and perhaps masks. It is left in the mode, training or not, in which it came.
         dataset: Its transforms must not be random.
         accelerator: Knows the processes.
         batch_size: Images per process. A batch is padded to its largest image, which moves AP a little: keep to one.
         num_workers: Of the DataLoader.
         progress: Show a bar, on the main process only.
+        category_ids: The categories of the detector's labels 1, 2, ...; what it finds of a None is dropped. Default:
+            the data set's, in their order.
 
     Returns:
-        On every process the boxes of all images, in the data set's order: dicts of image_id, category_id,
-        bbox (x, y, width, height in pixels) and score.
+        On every process the detections of all images, in the data set's order: dicts of image_id, category_id,
+        bbox (x, y, width, height in pixels) and score; and, of a detector with masks, segmentation: where the mask
+        exceeds 0.5, as COCO's compressed run lengths that JSON can hold.
 
     Raises:
-        DataError: If an image can not be loaded, or the detector has more classes than the data set.
+        DataError: If an image can not be loaded, or the detector has more classes than there are categories.
     """
+    category_ids = dataset.category_ids if category_ids is None else category_ids
     loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate, generator=torch.Generator())
     found: dict[int, list[dict]] = {}
     # no_grad, as what a detector caches in inference mode (anchors) could not take part in training afterwards
@@ -116,7 +142,7 @@ def predict(
         bar = not (progress and accelerator.is_main_process)
         for images, targets in tqdm(accelerator.prepare(loader), desc="predict", disable=bar, leave=False):
             batch = [
-                (target["image_id"], _results(output, target["image_id"], dataset.category_ids))
+                (target["image_id"], _results(output, target["image_id"], category_ids))
                 for output, target in zip(detector(images), targets, strict=True)
             ]
             # By image id, because the last batches are filled up with images of the first
@@ -124,44 +150,110 @@ def predict(
     return [result for image_id in dataset.image_ids for result in found[image_id]]
 
 
-def _results(output: dict, image_id: int, category_ids: tuple[int, ...]) -> list[dict]:
-    corners = output["boxes"].float()
+def _results(output: dict, image_id: int, category_ids: Sequence[int | None]) -> list[dict]:
+    labels = output["labels"].tolist()
+    if (most := max(labels, default=0)) > len(category_ids):
+        raise DataError(f"the detector finds class {most}, the data set has {len(category_ids)} classes")
+    # RetinaNet and FCOS score the background as a class like any other
+    categories = [category_ids[label - 1] if label > 0 else None for label in labels]
+    kept = [index for index, category in enumerate(categories) if category is not None]
+    corners = output["boxes"][kept].float()
     boxes = torch.cat((corners[:, :2], corners[:, 2:] - corners[:, :2]), dim=1).tolist()
-    results = []
-    for box, label, score in zip(boxes, output["labels"].tolist(), output["scores"].tolist(), strict=True):
-        if label > len(category_ids):
-            raise DataError(f"the detector finds class {label}, the data set has {len(category_ids)} classes")
-        if label > 0:  # RetinaNet and FCOS score the background as a class like any other
-            results.append({"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score})
+    scores = output["scores"].tolist()
+    results = [
+        {"image_id": image_id, "category_id": categories[index], "bbox": box, "score": scores[index]}
+        for index, box in zip(kept, boxes, strict=True)
+    ]
+    if "masks" in output:
+        for result, segmentation in zip(results, _encode_masks(output["masks"][kept]), strict=True):
+            result["segmentation"] = segmentation
     return results
 
 
+def _encode_masks(masks: Tensor) -> list[dict]:
+    """COCO's `segmentation` of masks (N, 1, H, W) in 0..1, all of an image at once."""
+    if not len(masks):
+        return []
+    # (H, W, N) with the rows of a mask beside each other in memory, which is what pycocotools takes without a copy
+    columns = (masks[:, 0] > 0.5).mT.contiguous().byte().cpu().numpy().transpose(2, 1, 0)
+    return [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in coco_mask.encode(columns)]
+
+
 def evaluate(
-    annotations: str | Path | COCO | CocoDataset, results: list[dict], image_ids: Iterable[int] | None = None
+    annotations: str | Path | COCO | CocoDataset,
+    results: list[dict],
+    image_ids: Iterable[int] | None = None,
+    source: str | Path | None = None,
 ) -> Metrics:
-    """Computes COCO's box metrics.
+    """Computes COCO's metrics, of boxes and, where the results and the ground truth have them, of masks.
+
+    The figures are those of `COCO.loadRes` and `COCOeval`, also in that results with a box are counted as small,
+    medium or large by their box, and results with nothing but a mask by their mask.
 
     Args:
         annotations: The ground truth: an annotation file, read strictly; what pycocotools has loaded; or a data set,
-            which stands for its own images only, without entries that it left out.
-        results: In COCO's results format, see `predict`; may be empty. Left as they are.
+            which stands for its own images only, without entries that it left out, and for masks only if it was
+            opened with them.
+        results: In COCO's results format, see `predict` and `load_results`; may be empty. Left as they are.
         image_ids: The images that count, with or without results. Default: all of `annotations`.
+        source: The file of the results, for messages.
 
     Raises:
         DataError: If the file can not be used, or the results or `image_ids` name an image or a category that it
-            does not hold.
+            does not hold, or a mask is of another size than its image.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
-        truth = _index(_ground_truth(annotations))
-        counted = list(truth.imgs if image_ids is None else image_ids)
-        _check_known(truth, results, counted)
-        evaluation = COCOeval(truth, _index(_detections(truth, results)), "bbox")
-        evaluation.params.imgIds = counted
+    return CocoEvaluation(annotations, results, image_ids, source).metrics()
+
+
+class CocoEvaluation:
+    """Results matched with ground truth by pycocotools; `evaluate` and its arguments tell the rest.
+
+    Attributes:
+        truth: The ground truth that counts, and perhaps images that do not.
+        found: The results, with ids from 1 in their order.
+        boxes: COCOeval by IoU of boxes, accumulated and summarised.
+        masks: The same by IoU of masks, or None.
+    """
+
+    def __init__(
+        self,
+        annotations: str | Path | COCO | CocoDataset,
+        results: list[dict],
+        image_ids: Iterable[int] | None = None,
+        source: str | Path | None = None,
+    ):
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+            self.truth = _index(_ground_truth(annotations, masks=has_masks(results)))
+            counted = list(self.truth.imgs if image_ids is None else image_ids)
+            _check_known(self.truth, results, counted, f"{source}: results" if source else "results")
+            self.found = _index(_detections(self.truth, results))
+            self.boxes = self._match("bbox", counted)
+            compares_masks = (not results or has_masks(results)) and has_masks(self.truth.anns.values())
+            self.masks = self._match("segm", counted) if compares_masks else None
+
+    def _match(self, iou_type: str, image_ids: list[int]) -> COCOeval:
+        evaluation = COCOeval(self.truth, self.found, iou_type)
+        evaluation.params.imgIds = image_ids
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    stats = map(_percent, evaluation.stats)
-    return Metrics(**dict(zip(_STATS, stats, strict=True)), per_class=_per_class(truth, evaluation))
+        return evaluation
+
+    def metrics(self) -> Metrics:
+        """Returns the figures of boxes, and those of masks in them."""
+        mask = None if self.masks is None else self._metrics(self.masks)
+        return self._metrics(self.boxes, mask)
+
+    def _metrics(self, evaluation: COCOeval, mask: Metrics | None = None) -> Metrics:
+        stats = map(_percent, evaluation.stats)
+        figures = dict(zip(_STATS, stats, strict=True))
+        return Metrics(**figures, per_class=_per_class(self.truth, evaluation), mask=mask)
+
+
+def has_masks(entries: Iterable[dict]) -> bool:
+    """Whether there are entries, annotations or results in COCO's terms, and all of them have a segmentation."""
+    entries = list(entries)
+    return bool(entries) and all(entry.get("segmentation") for entry in entries)
 
 
 def _index(content: dict) -> COCO:
@@ -171,13 +263,14 @@ def _index(content: dict) -> COCO:
     return coco
 
 
-def _ground_truth(annotations: str | Path | COCO | CocoDataset) -> dict:
+def _ground_truth(annotations: str | Path | COCO | CocoDataset, masks: bool) -> dict:
     if isinstance(annotations, CocoDataset):
         return annotations.to_coco()
     if isinstance(annotations, COCO):
         numbered = enumerate(annotations.dataset["annotations"], start=1)
         return {**annotations.dataset, "annotations": [_countable(entry, number) for number, entry in numbered]}
-    return read_annotations(annotations).to_coco()
+    raw = read_coco(annotations)
+    return check_annotations(raw, skip_bad=False, masks=masks and raw.has_masks()).to_coco()
 
 
 def _countable(annotation: dict, number: int) -> dict:
@@ -188,15 +281,34 @@ def _countable(annotation: dict, number: int) -> dict:
 
 def _detections(truth: COCO, results: list[dict]) -> dict:
     """Not COCO.loadRes, which fails on no results and writes into those it gets."""
-    annotations = [_countable(result, number) for number, result in enumerate(results, start=1)]
-    return {**truth.dataset, "annotations": annotations}
+    return {**truth.dataset, "annotations": [_detection(result, id) for id, result in enumerate(results, start=1)]}
 
 
-def _check_known(truth: COCO, results: list[dict], image_ids: list[int]) -> None:
+def _detection(result: dict, number: int) -> dict:
+    if result.get("bbox"):
+        box, area = result["bbox"], result["bbox"][2] * result["bbox"][3]
+    else:
+        box = coco_mask.toBbox(result["segmentation"]).tolist()
+        area = float(coco_mask.area(result["segmentation"]))
+    return {**result, "id": number, "bbox": box, "area": area, "iscrowd": 0}
+
+
+def _check_known(truth: COCO, results: list[dict], image_ids: list[int], name: str) -> None:
     if unknown := {*image_ids, *(result["image_id"] for result in results)} - truth.imgs.keys():
-        raise DataError(f"results: image_id: expected images of the annotation file, it has no {min(unknown)}")
+        raise DataError(f"{name}: image_id: expected images of the data set, it has no {_listed(unknown)}")
     if unknown := {result["category_id"] for result in results} - truth.cats.keys():
-        raise DataError(f"results: category_id: expected categories of the annotation file, it has no {min(unknown)}")
+        raise DataError(f"{name}: category_id: expected categories of the data set, it has no {_listed(unknown)}")
+    for index, result in enumerate(results):
+        image, segmentation = truth.imgs[result["image_id"]], result.get("segmentation")
+        size = [image.get("height"), image.get("width")]
+        if isinstance(segmentation, dict) and list(segmentation["size"]) != size:
+            found = f"expected {size}, image {image['id']}'s [height, width], got {segmentation['size']}"
+            raise DataError(f"{name}[{index}]: segmentation: size: {found}")
+
+
+def _listed(ids: set[int]) -> str:
+    shown = ", ".join(map(str, sorted(ids)[:SHOWN_IDS]))
+    return shown if len(ids) <= SHOWN_IDS else f"{shown} and {len(ids) - SHOWN_IDS:,} more"
 
 
 def _per_class(truth: COCO, evaluation: COCOeval) -> dict[str, dict[str, float | None]]:
@@ -226,13 +338,18 @@ def load_results(path: str | Path) -> list[dict]:
     """Reads COCO's results format.
 
     Raises:
-        DataError: If the file is not a list of boxes with image_id, category_id, bbox and score.
+        DataError: If the file is not a list of results with image_id, category_id, score, and bbox or segmentation or
+            both: all of them the same.
     """
     results = read_json(path, DataError)
     if not isinstance(results, list):
         raise DataError(f"{path}: expected a list of results, got {type(results).__name__}")
     for index, result in enumerate(results):
         _check_result(f"{path}: results[{index}]", result)
+        for key in ("bbox", "segmentation"):
+            if bool(result.get(key)) != bool(results[0].get(key)):
+                wanted = f"a {key}" if results[0].get(key) else f"no {key}"
+                raise DataError(f"{path}: results[{index}]: {key}: expected {wanted}, as in results[0]")
     return results
 
 
@@ -242,8 +359,24 @@ def _check_result(where: str, result: object) -> None:
     for key in ("image_id", "category_id"):
         if type(result.get(key)) is not int:
             raise DataError(f"{where}: {key}: expected an integer")
-    box = result.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite_number, box))):
-        raise DataError(f"{where}: bbox: expected [x, y, width, height], four finite numbers")
+    box, segmentation = result.get("bbox"), result.get("segmentation")
+    if box or not segmentation:
+        _check_box(where, box)
+    if segmentation:
+        _check_segmentation(f"{where}: segmentation", segmentation)
     if not is_finite_number(result.get("score")):
         raise DataError(f"{where}: score: expected a finite number")
+
+
+def _check_box(where: str, box: object) -> None:
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite_number, box))):
+        raise DataError(f"{where}: bbox: expected [x, y, width, height], four finite numbers")
+
+
+def _check_segmentation(where: str, segmentation: object) -> None:
+    size = segmentation.get("size") if isinstance(segmentation, dict) else None
+    if not (isinstance(size, list) and len(size) == 2 and all(map(is_positive_int, size))):
+        raise DataError(f"{where}: expected run lengths, an object of size [height, width] in pixels and counts")
+    if not isinstance(segmentation.get("counts"), str):
+        raise DataError(f"{where}: counts: expected compressed run lengths, a string")
+    _read_runs(where, segmentation, *size)  # pycocotools reads past the end of broken ones

@@ -1,54 +1,23 @@
-"""COCO-layout data sets, read strictly, for torchvision detectors.
-
-A data set is an annotation file in COCO's JSON format and a folder of images. Every entry is checked while the file is
-read: what training or evaluation would stumble over later is a `DataError` that names the file and the entry, or, on
-request, is left out and counted.
-"""
+"""Data sets for torchvision's detectors: images with boxes, labels and masks."""
 
 import copy
 import dataclasses
-import functools
 import hashlib
 import json
-import os
 import re
-import reprlib
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from ..errors import NatsError
-from ..files import read_json
+from .annotations import ImageRecord, RawData, check_annotations, read_coco
 from .augment import eval_transforms
-
-MIN_SIDE = 0.01
-"""Pixels. A box whose visible part is thinner can lose it in float32, and detectors refuse such boxes in training."""
-
-
-class DataError(NatsError):
-    """A data set or a results file that can not be used."""
-
-    def __init__(self, message: str):
-        if message.startswith("Caught "):
-            # A DataLoader hands on its worker's error as a whole traceback in one string; the error itself ends it.
-            message = message.rpartition("DataError: ")[2].rstrip()
-        super().__init__(message)
-
-
-class _BadEntry(DataError):
-    """An image or annotation that can not be used; `reason` is what it is counted under when it is left out."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
+from .defects import BadEntry, DataError, listed
+from .image_files import load_image
 
 
 def find_split(root: str | Path, split: str, images: str | Path | None = None) -> tuple[Path, Path]:
@@ -95,299 +64,8 @@ def _first_file_name(annotations: Path) -> str:
         raise DataError(f"{annotations}: file_name: expected a JSON string: {error}") from error
 
 
-def _entries(path: Path, data: object, key: str) -> list[dict]:
-    if not isinstance(data, dict):
-        raise DataError(f"{path}: expected an object with images, annotations and categories, got {_show(data)}")
-    entries = data.get(key)
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: {key}: expected a list of objects, got {_show(entries)}")
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise DataError(f"{path}: {key}[{index}]: expected an object, got {_show(entry)}")
-    return entries
-
-
-def _file_name(where: str, entry: dict) -> str:
-    name = entry.get("file_name")
-    if not isinstance(name, str) or not name:
-        raise _BadEntry("no file name", f"{where}: file_name: expected a file name, got {_show(name)}")
-    return name
-
-
-def _show(value: object) -> str:
-    return "nothing" if value is None else reprlib.repr(value)
-
-
-def is_finite_number(value: object) -> bool:
-    """Whether a JSON value is a number, neither NaN nor infinite nor beyond float64."""
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
-
-
-def _is_positive_int(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageRecord:
-    """One annotated image.
-
-    Attributes:
-        id: COCO's image id.
-        file_name: Relative to the image folder.
-        width: Pixels.
-        height: Pixels.
-        boxes: (N, 4) float64, x, y, width, height in pixels, as the file gives them.
-        labels: (N,) int64, 1..K.
-        area: (N,) float64, square pixels: the annotated area, else the box's.
-        iscrowd: (N,) bool.
-    """
-
-    id: int
-    file_name: str
-    width: int
-    height: int
-    boxes: np.ndarray
-    labels: np.ndarray
-    area: np.ndarray
-    iscrowd: np.ndarray
-
-    def transposed(self) -> "ImageRecord":
-        """Returns the record of the image with rows and columns swapped."""
-        boxes = self.boxes[:, [1, 0, 3, 2]]
-        return dataclasses.replace(self, width=self.height, height=self.width, boxes=boxes)
-
-
-@dataclasses.dataclass(frozen=True)
-class CocoAnnotations:
-    """What an annotation file holds.
-
-    Attributes:
-        classes: Names in order of category id; label l is `classes[l - 1]`.
-        category_ids: The file's own ids, ascending.
-        images: In the file's order.
-        skipped: How many images and annotations were left out, by reason. Annotations of an image that was left out
-            are not counted besides it.
-        clipped: How many boxes lie partly outside their image.
-    """
-
-    classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    images: tuple[ImageRecord, ...]
-    skipped: dict[str, int]
-    clipped: int
-
-    def transposed(self) -> "CocoAnnotations":
-        """Returns the annotations of all images with rows and columns swapped."""
-        return dataclasses.replace(self, images=tuple(image.transposed() for image in self.images))
-
-    def to_coco(self) -> dict:
-        """Returns the content in COCO's format: boxes unclipped, annotation ids from 1, area and iscrowd filled in."""
-        annotations = (annotation for image in self.images for annotation in self._annotations(image))
-        return {
-            "images": [
-                {"id": i.id, "file_name": i.file_name, "width": i.width, "height": i.height} for i in self.images
-            ],
-            "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)],
-            "categories": [{"id": i, "name": name} for i, name in zip(self.category_ids, self.classes, strict=True)],
-        }
-
-    def _annotations(self, image: ImageRecord) -> Iterator[dict]:
-        for box, label, area, crowd in zip(image.boxes, image.labels, image.area, image.iscrowd, strict=True):
-            yield {
-                "image_id": image.id,
-                "category_id": self.category_ids[label - 1],
-                "bbox": box.tolist(),
-                "area": float(area),
-                "iscrowd": int(crowd),
-            }
-
-
-def read_annotations(path: str | Path, images: str | Path | None = None, skip_bad: bool = False) -> CocoAnnotations:
-    """Reads and checks an annotation file in COCO's JSON format.
-
-    Args:
-        path: The annotation file.
-        images: Folder in which every image must exist; by default none is looked for.
-        skip_bad: Leave out and count images and annotations that can not be used, instead of raising.
-
-    Raises:
-        DataError: If the file, or without `skip_bad` one of its entries, can not be used.
-    """
-    return _Reader(Path(path), images, skip_bad).read()
-
-
-class _Reader:
-    """Reads one annotation file: an entry that can not be used raises `_BadEntry`, or is counted."""
-
-    def __init__(self, path: Path, folder: str | Path | None, skip_bad: bool):
-        self.path = path
-        self.folder = folder
-        self.skip_bad = skip_bad
-        self.skipped: Counter[str] = Counter()
-        self.clipped = 0
-        self.listing = functools.cache(_list_folder)
-
-    def read(self) -> CocoAnnotations:
-        data = read_json(self.path, DataError)
-        image_entries = _entries(self.path, data, "images")
-        annotation_entries = _entries(self.path, data, "annotations")
-        names = self.categories(_entries(self.path, data, "categories"))
-        images = self.images(image_entries)
-        listed = {entry["id"] for entry in image_entries if type(entry.get("id")) is int}
-        labels = {category_id: label for label, category_id in enumerate(names, start=1)}
-        rows = self.annotations(annotation_entries, images, listed, labels)
-        records = tuple(_record(image, rows[image_id]) for image_id, image in images.items())
-        return CocoAnnotations(tuple(names.values()), tuple(names), records, dict(self.skipped), self.clipped)
-
-    def reject(self, bad: _BadEntry) -> None:
-        if not self.skip_bad:
-            raise bad
-        self.skipped[bad.reason] += 1
-
-    def categories(self, entries: list[dict]) -> dict[int, str]:
-        """Returns names by id, in order of id."""
-        names: dict[int, str] = {}
-        for index, entry in enumerate(entries):
-            where = f"{self.path}: categories[{index}]"
-            category_id, name = entry.get("id"), entry.get("name")
-            if not _is_positive_int(category_id):
-                raise DataError(f"{where}: id: expected a positive integer, got {_show(category_id)}")
-            if not isinstance(name, str) or not name:
-                raise DataError(f"{where}: name: expected a name, got {_show(name)}")
-            if category_id in names or name in names.values():
-                raise DataError(f"{where}: expected an id and a name of its own, {category_id} or {name!r} is taken")
-            names[category_id] = name
-        if not names:
-            raise DataError(f"{self.path}: categories: expected at least one category, got none")
-        return dict(sorted(names.items()))
-
-    def images(self, entries: list[dict]) -> dict[int, dict]:
-        """Returns the usable entries by id."""
-        images: dict[int, dict] = {}
-        for index, entry in enumerate(entries):
-            try:
-                where = self.identify("image", index, entry, images)
-                self.check_image(where, entry)
-            except _BadEntry as bad:
-                self.reject(bad)
-            else:
-                images[entry["id"]] = entry
-        if not images:
-            left_out = "".join(f"; left out: {count} with {reason}" for reason, count in self.skipped.items())
-            raise DataError(f"{self.path}: images: expected at least one usable image, got none{left_out}")
-        return images
-
-    def annotations(
-        self, entries: list[dict], images: dict[int, dict], listed: set[int], labels: dict[int, int]
-    ) -> dict[int, list[tuple]]:
-        """Returns a row (x, y, width, height, label, area, iscrowd) for each usable entry, by image id."""
-        rows: dict[int, list[tuple]] = {image_id: [] for image_id in images}
-        taken: set[int] = set()
-        for index, entry in enumerate(entries):
-            try:
-                where = self.identify("annotation", index, entry, taken)
-                taken.add(entry["id"])
-                image_id = _choose("image_id", where, entry, listed)
-                if image_id in images:
-                    rows[image_id].append(self.row(where, entry, images[image_id], labels))
-            except _BadEntry as bad:
-                self.reject(bad)
-        return rows
-
-    def identify(self, kind: str, index: int, entry: dict, taken: Iterable[int]) -> str:
-        """Returns how messages name the entry."""
-        identity = entry.get("id")
-        if type(identity) is not int:
-            raise _BadEntry("bad id", f"{self.path}: {kind}s[{index}]: id: expected an integer, got {_show(identity)}")
-        if identity in taken:
-            raise _BadEntry(
-                "duplicate id", f"{self.path}: {kind} {identity}: id: expected each id once, it came before"
-            )
-        return f"{self.path}: {kind} {identity}"
-
-    def check_image(self, where: str, entry: dict) -> None:
-        name = _file_name(where, entry)
-        for key in ("width", "height"):
-            if not _is_positive_int(entry.get(key)):
-                found = _show(entry.get(key))
-                raise _BadEntry("no size", f"{where}: {key}: expected a positive number of pixels, got {found}")
-        if self.folder is not None:
-            path = os.path.join(self.folder, name)
-            if os.path.basename(path) not in self.listing(os.path.dirname(path)):
-                raise _BadEntry("missing image file", f"{where}: file_name: expected an image file {path!r}")
-
-    def row(self, where: str, entry: dict, image: dict, labels: dict[int, int]) -> tuple:
-        label = labels[_choose("category_id", where, entry, labels)]
-        x, y, width, height = _box(where, entry)
-        visible = _visible(x, width, image["width"]), _visible(y, height, image["height"])
-        if min(visible) < MIN_SIDE:
-            inside = f"a box inside {image['width']}x{image['height']} pixels"
-            raise _BadEntry("box outside image", f"{where}: bbox: expected {inside}, got {_show(entry['bbox'])}")
-        row = (x, y, width, height, label, _area(where, entry, width * height), _iscrowd(where, entry))
-        self.clipped += x < 0 or y < 0 or x + width > image["width"] or y + height > image["height"]
-        return row
-
-
-def _list_folder(folder: str) -> frozenset[str]:
-    try:
-        return frozenset(os.listdir(folder))
-    except (OSError, ValueError):  # ValueError: the name holds a null character
-        return frozenset()
-
-
-def _choose(key: str, where: str, entry: dict, known: Iterable[int]) -> int:
-    value = entry.get(key)
-    if type(value) is not int or value not in known:
-        kind = key.removesuffix("_id")
-        raise _BadEntry(f"unknown {kind}", f"{where}: {key}: expected the id of a listed {kind}, got {_show(value)}")
-    return value
-
-
-def _box(where: str, entry: dict) -> list[float]:
-    box = entry.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite_number, box))):
-        expected = "[x, y, width, height], four finite numbers"
-        raise _BadEntry("degenerate box", f"{where}: bbox: expected {expected}, got {_show(box)}")
-    if min(box[2:]) < MIN_SIDE:
-        expected = f"a width and a height above 0 (at least {MIN_SIDE} pixels)"
-        raise _BadEntry("degenerate box", f"{where}: bbox: expected {expected}, got {_show(box)}")
-    return box
-
-
-def _visible(start: float, extent: float, limit: int) -> float:
-    return min(start + extent, limit) - max(start, 0)
-
-
-def _area(where: str, entry: dict, box_area: float) -> float:
-    area = entry.get("area", box_area)
-    if not is_finite_number(area) or area < 0:
-        raise _BadEntry("bad area", f"{where}: area: expected square pixels, got {_show(area)}")
-    return area
-
-
-def _iscrowd(where: str, entry: dict) -> bool:
-    iscrowd = entry.get("iscrowd", 0)
-    if iscrowd not in (0, 1):
-        raise _BadEntry("bad iscrowd", f"{where}: iscrowd: expected 0 or 1, got {_show(iscrowd)}")
-    return bool(iscrowd)
-
-
-def _record(image: dict, rows: list[tuple]) -> ImageRecord:
-    table = np.array(rows, dtype=np.float64).reshape(-1, 7)
-    return ImageRecord(
-        id=image["id"],
-        file_name=image["file_name"],
-        width=image["width"],
-        height=image["height"],
-        boxes=table[:, :4],
-        labels=table[:, 4].astype(np.int64),
-        area=table[:, 5],
-        iscrowd=table[:, 6].astype(bool),
-    )
-
-
 class CocoDataset(Dataset):
-    """Images with boxes from a COCO annotation file, as torchvision's detectors take them.
+    """Images with boxes, and masks where they are asked for, as torchvision's detectors take them.
 
     An item is `(image, target)`: a `tv_tensors.Image`, (3, H, W) float32 RGB in 0..1, and a dict of
 
@@ -395,20 +73,23 @@ class CocoDataset(Dataset):
     - labels: (N,) int64, 1..K, where label l is `classes[l - 1]` (0 is the background);
     - image_id: COCO's image id, an int;
     - area: (N,) float32, square pixels;
-    - iscrowd: (N,) int64, zeros: crowd regions are left to evaluation.
+    - iscrowd: (N,) int64, zeros: crowd regions are left to evaluation;
+    - masks, if they are asked for: `tv_tensors.Mask`, (N, H, W) uint8, 0 or 1.
 
-    Pixels are taken as the file stores them (an EXIF orientation is not applied), because that is what boxes in COCO
-    refer to.
+    Pixels are taken as the file stores them, because that is what boxes in COCO refer to. An EXIF orientation is
+    applied only where the annotated size fits nothing else.
 
     Args:
         annotations: The annotation file.
         images: Folder to which the annotated file names are relative.
         transforms: Takes and returns (image, target); sees the image as uint8 and has to leave it float32 in 0..1.
             Its randomness must be torch's. Default: `eval_transforms()`.
-        skip_bad: Leave out and count (`skipped`) entries that can not be used, instead of raising.
+        skip_bad: Leave out and count (`skipped`) images and objects that can not be used, instead of raising. Every
+            image is decoded once for it, as nothing else tells that a file is truncated.
         seed: With the epoch and the image id it determines all randomness of an item.
         transpose: Swap rows and columns of all images and boxes before anything else, in `to_coco()` too: as if the
             files held the transposed images.
+        masks: Give masks; an object without one can not be used then.
 
     Raises:
         DataError: If the file or, without `skip_bad`, one of its entries can not be used; from `[]`, if an image can
@@ -423,13 +104,35 @@ class CocoDataset(Dataset):
         skip_bad: bool = False,
         seed: int = 0,
         transpose: bool = False,
+        masks: bool = False,
     ):
-        self.annotations = Path(annotations)
-        self.images = Path(images)
+        self._open(read_coco(annotations, images), transforms, skip_bad, seed, transpose, masks)
+
+    @classmethod
+    def from_raw(
+        cls,
+        raw: RawData,
+        transforms: Callable | None = None,
+        skip_bad: bool = False,
+        seed: int = 0,
+        transpose: bool = False,
+        masks: bool = False,
+    ) -> "CocoDataset":
+        """A data set of what a format's parser found; the other arguments are those of the constructor."""
+        dataset = cls.__new__(cls)
+        dataset._open(raw, transforms, skip_bad, seed, transpose, masks)
+        return dataset
+
+    def _open(
+        self, raw: RawData, transforms: Callable | None, skip_bad: bool, seed: int, transpose: bool, masks: bool
+    ) -> None:
+        self.annotations = raw.path
+        self.images = Path(raw.folder or "")
         self.transforms = eval_transforms() if transforms is None else transforms
         self.seed = seed
         self.transpose = transpose
-        content = read_annotations(annotations, images, skip_bad)
+        self.masks = masks
+        content = check_annotations(raw, skip_bad, decode=skip_bad, masks=masks)
         self._content = content.transposed() if transpose else content
         self._epoch = _shared_counter()
 
@@ -452,6 +155,16 @@ class CocoDataset(Dataset):
     def skipped(self) -> dict[str, int]:
         """How many entries of the file were left out, by reason."""
         return self._content.skipped
+
+    @property
+    def left_out(self) -> str:
+        """One line that says how many entries were left out, by reason; empty if none was."""
+        return f"{self.annotations}: left out: {listed(self.skipped)}" if self.skipped else ""
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """What can be used but is worth knowing, see `CocoAnnotations`."""
+        return self._content.notes
 
     @property
     def clipped(self) -> int:
@@ -495,13 +208,12 @@ class CocoDataset(Dataset):
 
     def _load(self, record: ImageRecord) -> tv_tensors.Image:
         path = self.images / record.file_name
-        where = f"{self.annotations}: image {record.id}: {path}"
-        image = F.to_image(_decode(where, path))
-        height, width = image.shape[-2:]
-        stored = record.transposed() if self.transpose else record
-        if (width, height) != (stored.width, stored.height):
-            expected = f"{stored.width}x{stored.height} pixels as annotated"
-            raise DataError(f"{where}: expected {expected}, the file stores {width}x{height}")
+        where = record.where if str(path) in record.where else f"{record.where}: {path}"
+        stored = (record.height, record.width) if self.transpose else (record.width, record.height)
+        try:
+            image = F.to_image(load_image(where, path, stored))
+        except BadEntry as bad:
+            raise DataError(str(bad)) from bad  # which a DataLoader's worker can hand on
         return tv_tensors.wrap(image.mT.contiguous(), like=image) if self.transpose else image
 
 
@@ -509,23 +221,12 @@ def _shared_counter(value: int = 0) -> torch.Tensor:
     return torch.tensor(value).share_memory_()
 
 
-def _decode(where: str, path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except Exception as error:  # Pillow raises nearly anything on broken files: OSError, SyntaxError, TypeError ...
-        raise DataError(f"{where}: can not be decoded: {error}") from error
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):  # Pillow would clip these at 255
-        raise DataError(f"{where}: expected 8 bits per channel, got Pillow's mode {image.mode!r}")
-    return image.convert("RGB")
-
-
 def _target(record: ImageRecord) -> dict:
     kept = ~record.iscrowd
     x, y, width, height = record.boxes[kept].T
     corners = np.stack((x, y, x + width, y + height), axis=1)
     corners = corners.clip(0, (record.width, record.height, record.width, record.height))
-    return {
+    target = {
         "boxes": tv_tensors.BoundingBoxes(
             torch.from_numpy(corners.astype(np.float32)),
             format="XYXY",
@@ -536,6 +237,9 @@ def _target(record: ImageRecord) -> dict:
         "area": torch.from_numpy(record.area[kept].astype(np.float32)),
         "iscrowd": torch.zeros(int(kept.sum()), dtype=torch.int64),
     }
+    if record.masks is not None:
+        target["masks"] = tv_tensors.Mask(record.masks.decode(kept))
+    return target
 
 
 def collate(batch: Iterable[tuple[torch.Tensor, dict]]) -> tuple[list[torch.Tensor], list[dict]]:

@@ -187,7 +187,7 @@ class ResumableLoop(ABC):
                 self.accelerator.backward(share * (losses["loss"] + (extra() if extra else 0.0)))
             for name, loss in losses.items():
                 means[name] = means.get(name, 0.0) + share * loss.detach()
-        record = {name: mean.item() for name, mean in means.items()}
+        record = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))  # one wait for the GPU
         self._check_finite(record)
         return record
 
@@ -216,7 +216,15 @@ class ResumableLoop(ABC):
     def load_state(self, tensors: dict[str, dict[str, Tensor]], data: dict[str, Any]) -> None:
         """Take on what `state` gave."""
 
-    def begin_epoch(self) -> None:  # noqa: B027 (a hook, empty unless wanted)
+    @property
+    def is_over(self) -> bool:
+        """Whether the run ends before its last epoch; asked between epochs."""
+        return False
+
+    def begin(self) -> None:  # noqa: B027 (a hook, empty unless wanted)
+        """Called once in each process, before the first step, also of a resumed run."""
+
+    def begin_epoch(self) -> None:  # noqa: B027
         """Called before an epoch's first step."""
 
     def end_epoch(self) -> None:  # noqa: B027
@@ -236,6 +244,7 @@ class ResumableLoop(ABC):
         with ended_with_launcher(self._what_next), lost_process_told(self._what_next):
             self.folder.begin()
             self._resume()
+            self.begin()
             try:
                 self._run_epochs()
                 return self.finish()
@@ -252,7 +261,7 @@ class ResumableLoop(ABC):
         with StopRequest() as stop, tqdm(
             total=total, initial=self.step, desc=self.title, unit="step", disable=not main, dynamic_ncols=True
         ) as bar:  # fmt: skip
-            while self.step < total:
+            while self.step < total and not self.is_over:
                 self._run_epoch(bar, stop)
 
     def _run_epoch(self, bar: tqdm, stop: StopRequest) -> None:

@@ -1,7 +1,7 @@
 """The folder of a training or search run: its config, log and checkpoints. No pickle in any of them.
 
 run.json                 what was asked for
-log.jsonl                one record per logged step and per evaluation
+log.jsonl                what it runs on and what of it was left out; one record per logged step and per evaluation
 tensorboard              the same numbers for TensorBoard, if asked for
 checkpoints/step_000120  one safetensors file per group of tensors, and state.json
 """
@@ -22,7 +22,7 @@ from ..errors import NatsError
 from ..files import atomic_folder, read_json, write_json, write_text
 
 # Options that may differ between a run and its resumption: they do not change what is computed.
-FREE_OPTIONS = frozenset({"resume", "workers", "checkpoint_every", "output", "data", "images", "tensorboard"})
+FREE_OPTIONS = frozenset({"resume", "workers", "checkpoint_every", "output", "data", "format", "images", "tensorboard"})
 
 
 class RunError(NatsError):
@@ -121,6 +121,10 @@ class RunFolder:
             if type(value) in (int, float) and key not in ("step", "epoch"):
                 self._events.add_scalar(key, value, record["step"])
         self._events.flush()
+
+    def has_log(self) -> bool:
+        """Whether anything was logged."""
+        return self.log_path.is_file() and self.log_path.stat().st_size > 0
 
     def rewind_log(self, step: int) -> None:
         """Drop what was logged after this step: a resumed run logs it again."""

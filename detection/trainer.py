@@ -1,41 +1,55 @@
 """Training a detector: SGD with warm-up and steps, as the field does it, on accelerate."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ..errors import NatsError, one_line
 from ..figures import training_curves
 from ..files import write_json
+from . import formats
 from .augment import train_transforms
 from .coco_eval import Metrics, evaluate, predict
 from .config import Precision, RunConfig, check_at_least
-from .datasets import CocoDataset, collate, find_split
+from .datasets import CocoDataset, collate
 from .detectors import create_detector
 from .hub import save_detector
 from .loop import EpochLoader, ResumableLoop, cosine, set_lr, warmup_factor
+from .mixed_precision import keep_boxes_exact
 from .processes import process_group
+from .run_data import report_data
 from .run_folder import RunFolder, pack_optimizer, unpack_optimizer
 
 CALIBRATION_BATCH = 8
+DETECTOR_OPTIONS = (
+    *("fpn_channels", "head_size", "roi_samples", "masks", "mask_channels", "min_size", "max_size", "anchor_sizes"),
+    *("score_thresh", "nms_thresh", "detections"),
+)
+"""Options of a run that are fields of the detector's config."""
 
 
 @dataclass(kw_only=True)
 class TrainConfig(RunConfig):
-    """Train a detector on a COCO-layout data set.
+    """Train a detector on boxes, and on masks where the framework finds them.
 
-    The defaults are the field's 1x recipe. The output folder receives model/ (the last weights), best/ (the best on
-    val_split), log.jsonl, curves.png, metrics.json and checkpoints/.
+    The defaults are the field's 1x recipe for COCO; recipes/small_data.yaml is for some hundred images. The output
+    folder receives model/ (the last weights), best/ (of the highest box AP on val_split), log.jsonl, curves.png,
+    metrics.json and checkpoints/.
 
     Args:
         genotype: what the variant runs: a published name or a file; null: the variant's default.
-        norm: batch norm of the backbone, 'frozen' or 'live'; null: frozen, or live in a random backbone.
+        norm: batch norm of the backbone, 'frozen', 'live', or 'sync': live, with statistics over all processes, on
+            GPUs; null: frozen, or live in a random backbone.
         epochs: times through the training split.
         lr_per_image: learning rate, multiplied by the images of a step (over all processes).
         momentum: of SGD.
@@ -46,13 +60,17 @@ class TrainConfig(RunConfig):
         flip: probability of mirroring an image left and right.
         vertical_flip: probability of mirroring an image top and bottom.
         jitter: strength of brightness, contrast and saturation jitter, 0 to 1.
+        train_min_sizes: in training, min_size is drawn from these for each image; empty: as in evaluation.
+        ema: decay of an exponential moving average of the weights, for instance 0.999, which grows to it over the first
+            steps; evaluation, best/ and model/ are then of the averaged weights. null: none.
         eval_every: epochs between evaluations on val_split.
+        early_stop: end the run after so many evaluations without a higher AP; null: never.
     """
 
     val_split: str | None = "val"
     backbone: str = "nats_resnet50"
     genotype: str | None = None
-    norm: Literal["frozen", "live"] | None = None
+    norm: Literal["frozen", "live", "sync"] | None = None
     epochs: int = 13
     lr_per_image: float = 0.00125
     momentum: float = 0.9
@@ -63,13 +81,21 @@ class TrainConfig(RunConfig):
     flip: float = 0.5
     vertical_flip: float = 0.0
     jitter: float = 0.0
+    train_min_sizes: tuple[int, ...] = ()
+    ema: float | None = None
     eval_every: int = 1
+    early_stop: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, epochs=self.epochs, eval_every=self.eval_every)
+        check_at_least(1, epochs=self.epochs, eval_every=self.eval_every, early_stop=self.early_stop)
+        check_at_least(1, train_min_sizes=min(self.train_min_sizes, default=None))
         check_at_least(0, lr_per_image=self.lr_per_image, warmup_steps=self.warmup_steps)
         check_at_least(0, momentum=self.momentum, weight_decay=self.weight_decay)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise NatsError(f"ema: expected a decay between 0 and 1, found {self.ema}")
+        if self.early_stop is not None and self.val_split is None:
+            raise NatsError("early_stop: needs a val_split, on which AP is measured")
 
 
 class Trainer(ResumableLoop):
@@ -86,6 +112,7 @@ class Trainer(ResumableLoop):
     def __init__(self, config: TrainConfig, accelerator: Accelerator | None = None):
         self.config = config
         accelerator = accelerator or create_accelerator(config.precision)
+        check_norm(config.norm, accelerator)
         self.train_data = open_split(config, config.train_split, train_transforms(
             config.flip, config.vertical_flip, config.jitter))  # fmt: skip
         self.val_data = open_split(config, config.val_split) if config.val_split else None
@@ -95,7 +122,19 @@ class Trainer(ResumableLoop):
             accelerator, folder, [loader], config.epochs, config.seed, config.checkpoint_every, "train",
             config.accumulate,
         )  # fmt: skip
-        detector = create_run_detector(config, self.train_data, accelerator, genotype=config.genotype, norm=config.norm)
+        self._prepare(create_run_detector(
+            config, self.train_data, accelerator, genotype=config.genotype, norm=config.norm))  # fmt: skip
+        self.best_ap = -1.0
+        self.evaluations_since_best = 0
+        self.metrics: Metrics | None = None
+
+    def _prepare(self, detector: nn.Module) -> None:
+        config, accelerator = self.config, self.accelerator
+        keep_boxes_exact(detector)
+        self.averaged = None
+        if config.ema is not None:  # the copy is made before accelerate wraps the detector
+            self.averaged = ModelEmaV3(detector, config.ema, use_warmup=True, exclude_buffers=True)
+            self.averaged.module = accelerator.prepare_model(self.averaged.module, evaluation_mode=True)
         optimizer = torch.optim.SGD(
             [p for p in detector.parameters() if p.requires_grad],
             lr=config.lr_per_image,
@@ -103,17 +142,30 @@ class Trainer(ResumableLoop):
             weight_decay=config.weight_decay,
         )
         self.detector, self.optimizer = accelerator.prepare(detector, optimizer)
-        self.best_ap = -1.0
-        self.metrics: Metrics | None = None
+
+    @property
+    def result(self) -> nn.Module:
+        """What is evaluated and saved: the detector of the averaged weights, or the trained one."""
+        return self.plain_detector if self.averaged is None else self.averaged.module
+
+    def begin(self) -> None:
+        """Say what the run trains and evaluates on."""
+        data = {self.config.train_split: self.train_data}
+        if self.val_data is not None:
+            data[self.config.val_split] = self.val_data
+        report_data(self.folder, self.accelerator, data)
 
     def train_step(self, batches: list[tuple]) -> dict[str, float]:
         lr = self._lr()
         set_lr(self.optimizer, lr)
         self.detector.train()
-        losses = self.backward(batches)
+        with image_sizes(self.plain_detector, self.config.train_min_sizes):
+            losses = self.backward(batches)
         self.clip(self.detector.parameters(), self.config.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.averaged is not None:
+            self.averaged.update(self.plain_detector, self.step + 1)
         return {"loss": losses.pop("loss"), "lr": lr, **losses}
 
     def _lr(self) -> float:
@@ -132,26 +184,42 @@ class Trainer(ResumableLoop):
         last = done == self.epochs
         if self.val_data is None or (done % self.config.eval_every and not last):
             return
-        self.metrics = evaluate_detector(self.plain_detector, self.val_data, self.accelerator, self.config)
+        self.metrics = evaluate_detector(self.result, self.val_data, self.accelerator, self.config)
+        self.log(log_record(self.metrics))
+        self.evaluations_since_best += 1
         ap = self.metrics.ap or 0.0
-        self.log({"AP": self.metrics.ap, "AP50": self.metrics.ap50, "AP75": self.metrics.ap75})
         if ap > self.best_ap:
-            self.best_ap = ap
+            self.best_ap, self.evaluations_since_best = ap, 0
             self._save("best", self.metrics)
+        if self.is_over:
+            self.log({"early_stop": self.config.early_stop, "best_AP": self.best_ap})
+
+    @property
+    def is_over(self) -> bool:
+        limit = self.config.early_stop
+        return limit is not None and self.evaluations_since_best >= limit and self.step < self.total_steps
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         momentum, optimizer = pack_optimizer(self.optimizer)
         tensors = {"model": self.plain_detector.state_dict(), "optimizer": momentum}
-        metrics = self.metrics.to_dict() if self.metrics else None
-        return tensors, {"optimizer": optimizer, "scaler": scaler_state(self.accelerator), "best_ap": self.best_ap,
-                         "metrics": metrics}  # fmt: skip
+        if self.averaged is not None:
+            tensors["averaged"] = self.averaged.module.state_dict()
+        return tensors, {
+            "optimizer": optimizer,
+            "scaler": scaler_state(self.accelerator),
+            "best_ap": self.best_ap,
+            "evaluations_since_best": self.evaluations_since_best,
+            "metrics": self.metrics.to_dict() if self.metrics else None,
+        }
 
     def load_state(self, tensors: dict[str, dict[str, Tensor]], data: dict[str, Any]) -> None:
         self.plain_detector.load_state_dict(tensors["model"])
+        if self.averaged is not None:
+            self.averaged.module.load_state_dict(tensors["averaged"])
         unpack_optimizer(self.optimizer, tensors["optimizer"], data["optimizer"])
         load_scaler_state(self.accelerator, data["scaler"])
-        self.best_ap = data["best_ap"]
-        self.metrics = Metrics(**data["metrics"]) if data["metrics"] else None
+        self.best_ap, self.evaluations_since_best = data["best_ap"], data["evaluations_since_best"]
+        self.metrics = Metrics.from_dict(data["metrics"]) if data["metrics"] else None
 
     def finish(self) -> Metrics | None:
         """Write the model folder; returns the last evaluation's metrics."""
@@ -160,12 +228,18 @@ class Trainer(ResumableLoop):
             training_curves(self.folder.log_path, self.folder.path / "curves.png")
             if self.metrics:
                 write_json(self.folder.path / "metrics.json", self.metrics.to_dict())
+            if self.is_over:
+                print(self._why_it_is_over(), file=sys.stderr)
         return self.metrics
+
+    def _why_it_is_over(self) -> str:
+        done = f"ended after {self.step // self.steps_per_epoch} of {self.epochs} epochs (early_stop)"
+        return f"{done}: {self.evaluations_since_best} evaluations without an AP above {self.best_ap:.1f}"
 
     def _save(self, name: str, metrics: Metrics | None) -> None:
         if self.accelerator.is_main_process:
             split = describe_split(self.config, self.config.val_split)
-            save_detector(self.plain_detector, self.folder.path / name, metrics=metrics, evaluated_on=split)
+            save_detector(self.result, self.folder.path / name, metrics=metrics, evaluated_on=split)
         self.accelerator.wait_for_everyone()
 
 
@@ -191,10 +265,13 @@ def open_run_folder(config: RunConfig, accelerator: Accelerator) -> RunFolder:
     return RunFolder(config.output, config.to_dict(), config.resume, accelerator.is_main_process, config.tensorboard)
 
 
-def open_split(config: RunConfig, split: str, transforms: Any = None) -> CocoDataset:
-    """A split of the config's data set; evaluation transforms unless told otherwise."""
-    annotations, images = find_split(config.data, split, config.images)
-    return CocoDataset(annotations, images, transforms, config.skip_bad, config.seed, config.transpose)
+def open_split(config: RunConfig, split: str, transforms: Any = None, masks: bool | None = None) -> CocoDataset:
+    """A split of the config's data set; evaluation transforms, and masks if the framework needs them, unless told."""
+    masks = config.wants_masks if masks is None else masks
+    return formats.open_split(
+        config.data, split, config.format, config.images, transforms, config.skip_bad, config.seed, config.transpose,
+        masks,
+    )  # fmt: skip
 
 
 def describe_split(config: RunConfig, split: str | None) -> str:
@@ -216,17 +293,35 @@ def create_run_detector(config: RunConfig, data: CocoDataset, accelerator: Accel
             weights=config.weights,
             trainable_layers=config.trainable_layers,
             calibration=calibration_batches(data, config) if config.calibration_images and config.weights else None,
-            fpn_channels=config.fpn_channels,
-            head_size=config.head_size,
-            roi_samples=config.roi_samples,
-            min_size=config.min_size,
-            max_size=config.max_size,
-            anchor_sizes=config.anchor_sizes,
+            **{key: getattr(config, key) for key in DETECTOR_OPTIONS},
             classes=data.classes,
             category_ids=data.category_ids,
             **options,
         )
+    synchronise_norms(detector, accelerator)
     return in_memory_format(detector, config)
+
+
+def synchronise_norms(detector: nn.Module, accelerator: Accelerator) -> None:
+    """Make the batch norms of a detector whose norm is "sync" share their statistics over all processes.
+
+    Of a single process those are its own: ordinary live batch norms.
+
+    Raises:
+        NatsError: several processes on the CPU, where torch has no such batch norm.
+    """
+    if detector.config.norm == "sync" and accelerator.num_processes > 1:
+        check_norm("sync", accelerator)
+        detector.backbone.body = convert_sync_batchnorm(detector.backbone.body)
+
+
+def check_norm(norm: str | None, accelerator: Accelerator) -> None:
+    """NatsError for a norm that these processes can not have."""
+    if norm == "sync" and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
+        raise NatsError(
+            f"norm: sync is for processes on GPUs, found {accelerator.num_processes} on the device"
+            f" {accelerator.device.type!r}; expected frozen or live there"
+        )
 
 
 def in_memory_format(detector: nn.Module, config: RunConfig) -> nn.Module:
@@ -242,10 +337,36 @@ def calibration_batches(data: CocoDataset, config: RunConfig) -> Iterator[tuple]
         yield collate(data[index] for index in chosen[start : start + CALIBRATION_BATCH])
 
 
+@contextmanager
+def image_sizes(detector: nn.Module, sizes: Sequence[int]) -> Iterator[None]:
+    """Have a torchvision detector draw the short side of each training image from these, for a while.
+
+    It draws with torch's generator, which the loop seeds anew for each step. No sizes: nothing changes.
+    """
+    before = detector.transform.min_size
+    detector.transform.min_size = tuple(sizes) or before
+    try:
+        yield
+    finally:
+        detector.transform.min_size = before
+
+
 def evaluate_detector(detector: nn.Module, data: CocoDataset, accelerator: Accelerator, config: RunConfig) -> Metrics:
     """COCO metrics of a detector on a data set."""
-    results = predict(detector, data, accelerator, config.eval_batch_size, config.workers)
-    return evaluate(data, results)
+    hooks = keep_boxes_exact(detector)
+    try:
+        return evaluate(data, predict(detector, data, accelerator, config.eval_batch_size, config.workers))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def log_record(metrics: Metrics) -> dict[str, float | None]:
+    """What the log keeps of an evaluation, in percent."""
+    record = {"AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75}
+    if metrics.mask is not None:
+        record |= {"mask_AP": metrics.mask.ap, "mask_AP50": metrics.mask.ap50, "mask_AP75": metrics.mask.ap75}
+    return record
 
 
 def scaler_state(accelerator: Accelerator) -> dict[str, Any] | None:

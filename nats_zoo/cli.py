@@ -119,9 +119,16 @@ def _from_function(function: Callable[..., None]) -> Callable[[Any], Callable[[A
 
 
 def _predict(parser: Any) -> Callable[[Any], None]:
-    # By hand, as a list that is a positional would have to be typed as [one.jpg,two.jpg].
-    parser.add_function_arguments(predict, as_group=False, as_positional=True, skip={"images"})
-    parser.add_argument("images", nargs="+", type=str, help="image files and folders of images.")
+    # By hand, as a list that is a positional would have to be typed as [one.jpg,two.jpg], and so would an option's.
+    parser.add_function_arguments(predict, as_group=False, as_positional=True, skip={"images", "classes"})
+    parser.add_argument(
+        "images",
+        nargs="+",
+        type=str,
+        help="image files, videos (with PyAV: pip install 'nats-zoo[video]'), folders of images, and patterns in quotes"
+        " such as 'photos/**/*.jpg'.",
+    )
+    parser.add_argument("--classes", nargs="+", type=str, help="names of the only classes to look for; default: all.")
     return lambda options: predict(**options.as_dict())
 
 
@@ -392,6 +399,7 @@ def evaluate(
     model: str,
     data: str,
     split: str = "test",
+    format: Literal["coco", "voc", "yolo"] | None = None,
     images: str | None = None,
     skip_bad: bool = False,
     batch_size: int = 1,
@@ -399,25 +407,34 @@ def evaluate(
     workers: int = 2,
     output: str | None = None,
     transpose: bool = False,
+    report: bool = False,
 ) -> None:
-    """Evaluate a detector with COCO's metrics.
+    """Evaluate a detector, or the results file of any program, with COCO's metrics of boxes and masks.
 
     Args:
-        model: a detector's folder or Hub repository.
-        data: folder of a COCO-layout data set: annotations/instances_SPLIT.json and the images.
+        model: a detector's folder or Hub repository; or results in COCO's format, a file FILE.json of another
+            program, with boxes, masks or both.
+        data: folder of a data set (COCO, Pascal VOC or YOLO), or its annotation file or data.yaml.
         split: split to evaluate on.
-        images: folder of the images, if it is not found by itself.
+        format: coco, voc or yolo; default: told by looking, the first of these that is there.
+        images: folder of the images, if it is not found by itself; not for YOLO.
         skip_bad: leave out and count entries of the data set that can not be used, instead of refusing them.
         batch_size: images per batch and process; AP moves a little with it (padding).
         precision: 'no' (float32), 'bf16' or 'fp16'; null: what `accelerate config` says.
         workers: data loading processes.
-        output: folder for metrics.json and results.json (COCO results format).
+        output: folder for metrics.json and results.json (COCO results format; not of a results file).
         transpose: swap rows and columns of all images and boxes: the data set's transposed twin.
+        report: write report/report.md into the output folder (default: evaluation): precision-recall curves, AP by
+            class and size, numbers and pictures of the worst errors.
     """
-    from .detection.evaluation import evaluate_model
+    from .detection.evaluation import REPORT_OUTPUT, evaluate_model
 
-    metrics = evaluate_model(model, data, split, images, skip_bad, batch_size, precision, workers, output, transpose)
+    metrics = evaluate_model(
+        model, data, split, images, skip_bad, batch_size, precision, workers, output, transpose, format, report
+    )
     _print_once(metrics.table())
+    if report:
+        _print_once(f"\n{Path(output or REPORT_OUTPUT) / 'report' / 'report.md'}")
 
 
 def predict(
@@ -425,19 +442,40 @@ def predict(
     images: list[str],
     output: str = "predictions",
     threshold: float = 0.5,
+    classes: list[str] | None = None,
+    recursive: bool = False,
+    batch_size: int = 1,
+    precision: Literal["no", "bf16", "fp16"] = "no",
+    device: str | None = None,
+    draw: bool = True,
+    every: int = 1,
 ) -> None:
-    """Draw a detector's boxes on images and write them as JSON.
+    """Draw what a detector finds on images and videos and write it as JSON.
 
     Args:
         model: a detector's folder or Hub repository.
-        images: image files and folders of images.
-        output: folder for a PNG per image and predictions.json (boxes as x1, y1, x2, y2 in pixels).
-        threshold: boxes with a lower score are left out.
+        images: image files, videos (with PyAV: pip install 'nats-zoo[video]'), folders of images, and patterns in
+            quotes such as 'photos/**/*.jpg'.
+        output: folder for a PNG per image and predictions.json (boxes as x1, y1, x2, y2 in pixels, masks as COCO's run
+            lengths), and for an MP4 and a JSON file per video.
+        threshold: detections with a lower score are left out.
+        classes: names of the only classes to look for; default: all.
+        recursive: take the images in folders of folders too.
+        batch_size: images of the same size in the network that go through it at once; what is found does not depend on
+            it, up to rounding.
+        precision: 'no' (float32), 'bf16' or 'fp16'.
+        device: cpu, cuda, cuda:1; default: a GPU if there is one.
+        draw: draw pictures; false: JSON only.
+        every: of a video, look at, draw and write only every n-th frame.
     """
+    from tqdm import tqdm
+
     from .detection.prediction import predict_images
 
-    for line in predict_images(model, images, output, threshold):
-        print(line)
+    options = {"classes": classes, "recursive": recursive, "batch_size": batch_size, "precision": precision}
+    options |= {"device": device, "draw": draw, "every": every}
+    for line in predict_images(model, images, output, threshold, **options):
+        tqdm.write(line)  # above the bar, if there is one
 
 
 def convert(
@@ -465,6 +503,38 @@ def convert(
     detector = from_torchvision(checkpoint, backbone, classes, epsilon)
     folder = save_detector(detector, output)
     print(f"{detector.config.framework} on {backbone}, {detector.config.num_classes - 1} classes: {folder}")
+
+
+def data(
+    path: str,
+    split: str | None = None,
+    format: Literal["coco", "voc", "yolo"] | None = None,
+    images: str | None = None,
+    output: str | None = None,
+    skip_bad: bool = False,
+    samples: int = 8,
+) -> None:
+    """Check a data set, every image and object of it, and show what is in it: numbers, defects, a picture of samples.
+
+    Exit code 0: all of it can be used; 2: there are defects.
+
+    Args:
+        path: folder of a data set (COCO, Pascal VOC or YOLO), or its annotation file or data.yaml.
+        split: the split to look at; default: all.
+        format: coco, voc or yolo; default: told by looking, the first of these that is there.
+        images: folder of the images, if it is not found by itself; not for YOLO.
+        output: PNG file for the samples, the numbers going into a JSON file beside it, or a folder for data.png and
+            data.json; default: the data set's name with _data.png and _data.json, in the working folder.
+        skip_bad: end with exit code 0 in spite of defects, which training with --skip_bad leaves out.
+        samples: images of each split in the picture; 0 for no picture.
+    """
+    from .detection.data_report import report_data, summarise_defects
+
+    report, written = report_data(path, split, format, images, output, samples)
+    print(f"{report}\n")
+    print(*written, sep="\n")
+    if report.defects and not skip_bad:
+        raise NatsError(summarise_defects(report))
 
 
 def publish(
@@ -511,9 +581,10 @@ COMMANDS = {
     "profile": Command("what each dilation costs on this machine, for search --costs", _from_function(profile)),
     "search": Command("find a genotype for a detector's backbone", _search),
     "control": Command("a genotype that was not searched, to compare with", _from_function(control)),
+    "data": Command("what is in a data set, and what is wrong with it", _from_function(data)),
     "train": Command("train a detector on a timm backbone", _train),
-    "evaluate": Command("COCO metrics of a detector", _from_function(evaluate)),
-    "predict": Command("draw a detector's boxes on images", _predict),
+    "evaluate": Command("COCO metrics of a detector or a results file", _from_function(evaluate)),
+    "predict": Command("draw what a detector finds on images and videos", _predict),
     "convert": Command("a torchvision detector's checkpoint as a detector folder", _from_function(convert)),
     "export": Command("a backbone as ONNX, torch.export or TorchScript file", _from_function(export)),
     "publish": Command("put a model folder on the Hugging Face Hub", _from_function(publish)),

@@ -76,7 +76,8 @@ def training_curves(log_path: str | os.PathLike, path: str | os.PathLike) -> Non
     """Draw a training run: loss (raw and smoothed), AP where it was measured, and the learning rate.
 
     Args:
-        log_path: JSONL; records with `step`, `epoch` and any of `loss`, `lr`, `AP`, `AP50`. AP is in percent.
+        log_path: JSONL; records with `step`, `epoch` and any of `loss`, `lr`, `AP`, `AP50` and `mask_AP`, in
+            percent.
         path: the PNG file.
 
     Raises:
@@ -89,9 +90,10 @@ def training_curves(log_path: str | os.PathLike, path: str | os.PathLike) -> Non
     panels = _panels({key: heights[key] for key in heights if has_key(records, key)})
     _plot_loss(panels["loss"], *series(records, "loss"), label="loss", colour="#0072b2")
     if "AP" in panels:
-        for key, colour in (("AP", "#d55e00"), ("AP50", "#009e73")):
+        for key, colour in (("AP", "#d55e00"), ("AP50", "#009e73"), ("mask_AP", "#0072b2")):
             if has_key(records, key):
-                panels["AP"].plot(*series(records, key), marker="o", markersize=4, color=colour, label=key)
+                label = key.replace("_", " ")
+                panels["AP"].plot(*series(records, key), marker="o", markersize=4, color=colour, label=label)
         _finish(panels["AP"], "AP (%)", bottom=0)
     if "lr" in panels:
         _plot(panels["lr"], *series(records, "lr"), color="#555555", linewidth=1)

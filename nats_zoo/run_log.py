@@ -15,7 +15,7 @@ from typing import Any
 from .errors import NatsError
 
 # Keys of any record whose value is a number, if there is one.
-NUMBERS = ("loss", "lr", "AP", "AP50", "AP75", "alpha_loss", "entropy", "share_changed")
+NUMBERS = ("loss", "lr", "AP", "AP50", "AP75", "mask_AP", "alpha_loss", "entropy", "share_changed")
 NUMBERS += ("trial", "changes", "predicted", "actual", "held_back_loss")
 
 Record = dict[str, Any]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..detection.config import RunConfig
-from ..detection.trainer import TrainConfig
+from ..detection.trainer import DETECTOR_OPTIONS, TrainConfig
 from ..errors import NatsError
 from ..figures import (
     KINDS,
@@ -52,7 +52,7 @@ SENSITIVITY_ONLY = {"score_images", "held_back_images", "max_rounds"}
 # Options of the search that its training has of its own.
 NOT_CARRIED = {"backbone", "data", "output", "resume", "checkpoint_every", "seed", "val_split"}
 # Options that a detector to start from decides.
-OF_DETECTOR = {"framework", "fpn_channels", "head_size", "min_size", "max_size", "anchor_sizes"}
+OF_DETECTOR = {"framework", *DETECTOR_OPTIONS}
 
 CAPTIONS = {
     "genotype.png": "The share of each dilation in each convolution",

@@ -10,14 +10,15 @@ from ..detection.augment import train_transforms
 from ..detection.coco_eval import Metrics
 from ..detection.detectors import resized_batches
 from ..detection.loop import EpochLoader, ResumableLoop, cosine, set_lr
+from ..detection.run_data import report_data
 from ..detection.run_folder import RunError, pack_optimizer, unpack_optimizer
 from ..detection.trainer import (
     calibration_batches,
     create_accelerator,
     evaluate_detector,
     load_scaler_state,
+    log_record,
     open_run_folder,
-    open_split,
     scaler_state,
 )
 from ..genotype import Genotype
@@ -31,7 +32,7 @@ from .provenance import describe_search
 from .report import write_report
 from .searched_conv import SearchedConv2d
 from .space import SearchSpace, find_space, genotype_names, searched_convs
-from .start import create_search_detector, split_for_search
+from .start import create_search_detector, open_search_split, split_for_search
 from .supernet import (
     MODES,
     alpha_dict,
@@ -70,8 +71,8 @@ class Searcher(ResumableLoop):
         accelerator = accelerator or create_accelerator(config.precision)
         space = find_space(config.space)
         self.costs = CostTable.load(config.costs) if config.costs else None
-        self.data = open_split(config, config.train_split, train_transforms(config.flip))
-        self.val_data = open_split(config, config.val_split) if config.val_split else None
+        self.data = open_search_split(config, config.train_split, train_transforms(config.flip))
+        self.val_data = open_search_split(config, config.val_split) if config.val_split else None
         parts = split_for_search(self.data, config)
         folder = open_run_folder(config, accelerator)
         loaders = [
@@ -117,6 +118,13 @@ class Searcher(ResumableLoop):
     def epoch_loaders(self) -> list[EpochLoader]:
         """While alpha is frozen, its half of the images is not needed."""
         return self.loaders if self._alpha_moves() else self.loaders[:1]
+
+    def begin(self) -> None:
+        """Say what the search runs on."""
+        data = {self.config.train_split: self.data}
+        if self.val_data is not None:
+            data[self.config.val_split] = self.val_data
+        report_data(self.folder, self.accelerator, data)
 
     def begin_epoch(self) -> None:
         """Remeasure every candidate's statistics: the kernels have drifted."""
@@ -276,7 +284,7 @@ class Searcher(ResumableLoop):
             return None
         decode_network(self.body, self.searched, self._choose)
         metrics = evaluate_detector(self.plain_detector, self.val_data, self.accelerator, self.config)
-        self.log({"AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75})
+        self.log(log_record(metrics))
         return metrics
 
 

@@ -1,5 +1,7 @@
 """What a search begins with: the detector, and which images are for what."""
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from timm.layers import freeze_batch_norm_2d
@@ -7,10 +9,21 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..detection.datasets import CocoDataset
-from ..detection.hub import from_pretrained
-from ..detection.trainer import create_run_detector, in_memory_format
+from ..detection.hub import from_pretrained, read_detector_config
+from ..detection.trainer import create_run_detector, in_memory_format, open_split
+from ..hub import resolve_folder
 from .config import SearchConfig
 from .space import SearchError
+
+
+def open_search_split(config: SearchConfig, split: str, transforms: Any = None) -> CocoDataset:
+    """A split of the config's data set, with masks if the detector that the search begins with learns them.
+
+    Raises:
+        NatsError: no such data or detector.
+    """
+    masks = None if config.detector is None else read_detector_config(resolve_folder(config.detector)).masks
+    return open_split(config, split, transforms, masks)
 
 
 def create_search_detector(config: SearchConfig, data: CocoDataset, accelerator: Accelerator) -> nn.Module:

@@ -12,9 +12,8 @@ from tqdm import tqdm
 
 from ..detection.datasets import CocoDataset, collate
 from ..detection.loop import StopRequest
-from ..detection.trainer import open_split
 from .sensitivity import Progress, SensitivitySearch, score
-from .start import held_back, seeded_order
+from .start import held_back, open_search_split, seeded_order
 
 if TYPE_CHECKING:
     from .searcher import Searcher
@@ -30,7 +29,7 @@ class Trials:
     def __init__(self, searcher: Searcher):
         self.searcher = searcher
         config = searcher.config
-        plain = open_split(config, config.train_split)  # not mirrored: their losses are compared with each other
+        plain = open_search_split(config, config.train_split)  # not mirrored: their losses are compared with each other
         order = seeded_order(len(searcher.loaders[0].dataset), config.seed)
         scored = searcher.loaders[0].dataset.select(sorted(order[: config.score_images]))
         self.scored, self.held_back = _Batches(scored, searcher), _Batches(held_back(plain, config), searcher)

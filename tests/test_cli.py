@@ -22,6 +22,7 @@ COMMANDS = (
     "profile",
     "search",
     "control",
+    "data",
     "train",
     "evaluate",
     "predict",

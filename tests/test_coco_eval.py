@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -18,11 +19,12 @@ from accelerate.state import AcceleratorState, GradientState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from nats_zoo.detection.coco_eval import evaluate, load_results, predict, save_results
+from nats_zoo.detection.coco_eval import Metrics, evaluate, load_results, predict, save_results
 from nats_zoo.detection.datasets import CocoDataset, DataError, find_split
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -31,7 +33,8 @@ CATEGORIES = [{"id": 90, "name": "bus"}, {"id": 2, "name": "cat"}, {"id": 5, "na
 IMAGE_IDS = [70, 3, 51, 8, 1000, 21, 22]
 
 # A stand-in for a trained torchvision detector: it knows an image by the value of its first pixel and answers with
-# the image's ground truth, displaced, and a false alarm; it finds nothing in image number 2.
+# the image's ground truth, displaced, and a false alarm; it finds nothing in image number 2. Of a data set with masks
+# it finds those too, with probabilities on both sides of 0.5.
 SCRIPT = """
 import json
 import sys
@@ -47,6 +50,7 @@ class DisplacedTruth(torch.nn.Module):
     def __init__(self, dataset):
         super().__init__()
         self.targets = [dataset[index][1] for index in range(len(dataset))]
+        self.finds_masks = dataset.masks
         self.frozen = torch.nn.BatchNorm2d(1)
         self.live = torch.nn.BatchNorm2d(1)
 
@@ -62,11 +66,21 @@ class DisplacedTruth(torch.nn.Module):
         boxes = boxes + 2 * torch.randn(boxes.shape, generator=generator)
         labels = torch.cat((target["labels"], torch.tensor([1])))
         scores = torch.rand(len(boxes), generator=generator)
-        return {"boxes": boxes[:count], "labels": labels[:count], "scores": scores[:count]}
+        found = {"boxes": boxes[:count], "labels": labels[:count], "scores": scores[:count]}
+        if self.finds_masks:
+            found["masks"] = self.fill(boxes[:count], target["boxes"].canvas_size, generator)
+        return found
+
+    def fill(self, boxes, size, generator):
+        masks = torch.zeros(len(boxes), 1, *size)
+        for mask, (x1, y1, x2, y2) in zip(masks[:, 0], boxes.round().int().clip(0).tolist()):
+            part = mask[y1:y2, x1:x2]
+            part.copy_(0.4 + 0.5 * torch.rand(part.shape, generator=generator))
+        return masks
 
 
 def main(annotations, images, output, batch_size, accelerator):
-    dataset = CocoDataset(annotations, images)
+    dataset = CocoDataset(annotations, images, masks=True)
     results = predict(DisplacedTruth(dataset), dataset, accelerator, batch_size)
     save_results(results, f"{output}.{accelerator.process_index}.json")
     with open(f"{output}.{accelerator.process_index}.metrics", "w") as file:
@@ -80,28 +94,44 @@ if __name__ == "__main__":
 
 
 def draw_dataset(folder: Path) -> CocoDataset:
-    """Seven images of different sizes; the fourth has no box; sizes of boxes are small, medium and large."""
+    """Seven images of odd sizes; the fourth has no box; sizes of boxes are small, medium and large.
+
+    Masks are diamonds, and the crowd region's is given as run lengths.
+    """
     generator = torch.Generator().manual_seed(0)
     images, annotations = [], []
     for number, image_id in enumerate(IMAGE_IDS):
-        width, height = 160 + 10 * number, 150
+        width, height = 161 + 10 * number, 153
         Image.new("RGB", (width, height), (number, 0, 0)).save(folder / f"{number}.png")
         images.append({"id": image_id, "file_name": f"{number}.png", "width": width, "height": height})
         for _ in range(0 if number == 3 else 4):
             side = (20, 60, 110)[len(annotations) % 3]
             x, y = (torch.rand(2, generator=generator) * 40).tolist()
             box = {"bbox": [x, y, side + x / 4, side], "area": side * (side + x / 4), "iscrowd": 0}
+            box["segmentation"] = [diamond(*box["bbox"])]
             category = (90, 2)[len(annotations) % 2]
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": category, **box})
-    annotations[5]["iscrowd"] = 1
+    crowd = annotations[5]
+    crowd["iscrowd"] = 1
+    width, height = next((each["width"], each["height"]) for each in images if each["id"] == crowd["image_id"])
+    crowd["segmentation"] = {"size": [height, width], "counts": [height * 20, height * 60, height * (width - 80)]}
     path = folder / "instances_val.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": CATEGORIES}))
     return CocoDataset(path, folder)
 
 
+def diamond(x: float, y: float, width: float, height: float) -> list[float]:
+    return [x, y + height / 2, x + width / 2, y, x + width, y + height / 2, x + width / 2, y + height]
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> CocoDataset:
     return draw_dataset(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="module")
+def masked(dataset) -> CocoDataset:
+    return CocoDataset(dataset.annotations, dataset.images, masks=True)
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +166,25 @@ def displaced_truth(content: dict, spread: float, seed: int = 0) -> list[dict]:
     return results + [alarm | {"bbox": [1, 1, 20, 20], "score": 0.3} for alarm in alarms]
 
 
-def by_hand(annotations: Path, results: list[dict], folder: Path, **params) -> list[float]:
+def with_masks(content: dict, results: list[dict], keep_boxes: bool = True) -> list[dict]:
+    """The same results with a diamond in each box for a mask."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    masked = []
+    for result in results:
+        (rle,) = coco_mask.frPyObjects([diamond(*result["bbox"])], *sizes[result["image_id"]])
+        segmentation = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+        kept = result if keep_boxes else {key: value for key, value in result.items() if key != "bbox"}
+        masked.append({**kept, "segmentation": segmentation})
+    return masked
+
+
+def by_hand(annotations: Path, results: list[dict], folder: Path, iou_type: str = "bbox", **params) -> list[float]:
     """The twelve figures of pycocotools from files, in percent."""
     file = folder / "by_hand.json"
     file.write_text(json.dumps(results))
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
-        evaluation = COCOeval(truth, truth.loadRes(str(file)), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(str(file)), iou_type)
         for name, value in params.items():
             setattr(evaluation.params, name, value)
         evaluation.evaluate()
@@ -180,6 +222,85 @@ def test_figures_equal_pycocotools_on_real_data(name, tmp_path):
     path, _ = find_split(SHARED_DATA / name, "val")
     results = displaced_truth(json.loads(path.read_text()), spread=5)
     assert overall(evaluate(path, results)) == pytest.approx(by_hand(path, results, tmp_path))
+
+
+@pytest.mark.parametrize("keep_boxes", [True, False])
+def test_figures_of_masks_equal_pycocotools(dataset, masked, tmp_path, keep_boxes):
+    """With a crowd region, an image without objects, sparse ids; of results with boxes and masks, or masks alone."""
+    content = dataset.to_coco()
+    results = with_masks(content, displaced_truth(content, spread=3), keep_boxes)
+    before = copy.deepcopy(results)
+    metrics = evaluate(masked, results)
+    assert results == before
+    figures = {kind: by_hand(dataset.annotations, results, tmp_path, kind) for kind in ("bbox", "segm")}
+    assert overall(metrics) == pytest.approx(figures["bbox"])
+    assert overall(metrics.mask) == pytest.approx(figures["segm"])
+    assert metrics.mask.mask is None
+    assert 5 < metrics.mask.ap < 95
+    assert abs(metrics.mask.ap - metrics.ap) > 0.1
+    for name, category_id in (("cat", 2), ("bus", 90)):
+        ap, ap50, *_ = by_hand(dataset.annotations, results, tmp_path, "segm", catIds=[category_id])
+        assert metrics.mask.per_class[name] == pytest.approx({"ap": ap, "ap50": ap50})
+    assert evaluate(dataset.annotations, results) == metrics
+    assert evaluate(COCO(str(dataset.annotations)), results) == metrics
+
+    shifted = copy.deepcopy(results)
+    for result in shifted:
+        mask = np.roll(coco_mask.decode(result["segmentation"]), 9, axis=1)
+        result["segmentation"]["counts"] = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
+    assert evaluate(masked, shifted).mask.ap < metrics.mask.ap - 5
+
+
+def test_figures_of_masks_equal_pycocotools_on_real_data(tmp_path):
+    if not (SHARED_DATA / "nwpu-vhr10-512").is_dir():
+        pytest.skip(f"needs {SHARED_DATA / 'nwpu-vhr10-512'}")
+    path, _ = find_split(SHARED_DATA / "nwpu-vhr10-512", "val")
+    content = json.loads(path.read_text())
+    results = with_masks(content, displaced_truth(content, spread=2))
+    metrics = evaluate(path, results)
+    assert overall(metrics) == pytest.approx(by_hand(path, results, tmp_path))
+    assert overall(metrics.mask) == pytest.approx(by_hand(path, results, tmp_path, "segm"))
+
+
+def test_masks_are_compared_where_both_sides_have_them(dataset, masked, tmp_path):
+    content = dataset.to_coco()
+    boxes = displaced_truth(content, spread=3)
+    masks = with_masks(content, boxes)
+    assert evaluate(masked, boxes).mask is None
+    assert evaluate(dataset, masks).mask is None
+    assert evaluate(dataset, masks) == evaluate(masked, boxes)
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    assert evaluate(path, masks).mask is None
+    assert evaluate(masked, []).mask.ap == 0
+    assert evaluate(dataset, []).mask is None
+
+
+def test_a_mask_of_another_size_than_its_image_is_refused(dataset, masked):
+    content = dataset.to_coco()
+    results = with_masks(content, displaced_truth(content, spread=3))
+    results[2]["segmentation"]["size"].reverse()
+    expected = r"^found.json: results\[2\]: segmentation: size: expected \[153, 161\], image 70's .* got \[161, 153\]$"
+    with pytest.raises(DataError, match=expected):
+        evaluate(masked, results, source="found.json")
+
+
+def test_transposed_masks_give_the_same_figures(dataset):
+    """Twice transposed is what it was; the figures of the twin differ in nothing."""
+    twin = CocoDataset(dataset.annotations, dataset.images, masks=True, transpose=True)
+    content = dataset.to_coco()
+    results = with_masks(content, displaced_truth(content, spread=3))
+    turned = copy.deepcopy(results)
+    for result in turned:
+        x, y, width, height = result["bbox"]
+        mask = np.asfortranarray(coco_mask.decode(result["segmentation"]).T)
+        rle = coco_mask.encode(mask)
+        result["bbox"] = [y, x, height, width]
+        result["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+    expected = evaluate(dataset.annotations, results)
+    found = evaluate(twin, turned)
+    assert overall(found) == pytest.approx(overall(expected))
+    assert overall(found.mask) == pytest.approx(overall(expected.mask))
 
 
 def test_perfect_predictions_give_100_and_absent_objects_none(dataset):
@@ -285,6 +406,25 @@ def test_metrics_are_plain_json_and_a_table(dataset):
     assert rows[1].split()[1:] == ["-", "-"]
 
 
+def test_metrics_come_back_from_their_dict_also_from_one_without_masks(dataset, masked):
+    content = dataset.to_coco()
+    boxes = displaced_truth(content, spread=3)
+    for metrics in (evaluate(dataset, boxes), evaluate(masked, with_masks(content, boxes))):
+        data = json.loads(json.dumps(metrics.to_dict()))
+        assert Metrics.from_dict(data) == metrics
+    old = {key: value for key, value in data.items() if key != "mask"}
+    assert Metrics.from_dict(old) == evaluate(dataset, boxes)
+
+
+def test_the_table_shows_boxes_then_masks(dataset, masked):
+    content = dataset.to_coco()
+    metrics = evaluate(masked, with_masks(content, displaced_truth(content, spread=3)))
+    boxes, masks = metrics.table().split("\n\nmasks\n")
+    assert boxes == f"boxes\n{evaluate(dataset, displaced_truth(content, spread=3)).table()}"
+    assert f"{metrics.mask.ap:.1f}" == masks.splitlines()[1].split()[0]
+    assert masks == metrics.mask.table()
+
+
 # Predictions
 
 
@@ -308,6 +448,28 @@ def test_predict_of_a_selection(dataset, script, accelerator):
     everything = predict(script.DisplacedTruth(dataset), dataset, accelerator, progress=False)
     some = predict(script.DisplacedTruth(dataset), dataset.select([5, 1]), accelerator, progress=False)
     assert some == [r for i in (IMAGE_IDS[5], IMAGE_IDS[1]) for r in everything if r["image_id"] == i]
+
+
+def test_predict_gives_masks_as_pycocotools_encodes_them_one_by_one(masked, script, accelerator):
+    detector = script.DisplacedTruth(masked)
+    results = predict(detector, masked, accelerator, progress=False)
+    expected = []
+    for number in range(len(masked)):
+        for mask in detector.detect(number).get("masks", []):
+            rle = coco_mask.encode(np.asfortranarray((mask[0] > 0.5).numpy().astype(np.uint8)))
+            expected.append({"size": rle["size"], "counts": rle["counts"].decode()})
+    assert [result["segmentation"] for result in results] == expected
+    assert len({each["counts"] for each in expected}) == len(expected)
+    json.dumps(results, allow_nan=False)
+
+
+def test_predict_drops_classes_that_are_not_the_data_sets(masked, script, accelerator):
+    detector = script.DisplacedTruth(masked)
+    everything = predict(detector, masked, accelerator, progress=False)
+    some = predict(detector, masked, accelerator, progress=False, category_ids=(None, 5, 2))
+    kept = [result for result in everything if result["category_id"] == 90]
+    assert 0 < len(kept) < len(everything)
+    assert some == [{**result, "category_id": 2} for result in kept]
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -353,7 +515,8 @@ def test_progress_is_shown_on_request_only(dataset, accelerator, capsys):
 
 def test_two_processes_give_the_same_list_and_figures_as_one(dataset, script, accelerator, tmp_path):
     """Seven images, so that the last batch of two processes is filled up with images that came before."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", "0"]
     arguments = [str(dataset.annotations), str(dataset.images)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
@@ -367,14 +530,13 @@ def test_two_processes_give_the_same_list_and_figures_as_one(dataset, script, ac
     assert done.returncode == 0, done.stderr
     for batch_size in (1, 2, 5):
         script.main(*arguments, tmp_path / f"one{batch_size}", batch_size, accelerator)
-        expected = load_results(tmp_path / f"one{batch_size}.0.json")
+        expected = (tmp_path / f"one{batch_size}.0.json").read_bytes()
         figures = json.loads((tmp_path / f"one{batch_size}.0.metrics").read_text())
+        assert figures["mask"]["ap"] > 1
         for process in (0, 1):
-            assert load_results(tmp_path / f"two{batch_size}.{process}.json") == expected
-            assert json.loads((tmp_path / f"two{batch_size}.{process}.metrics").read_text()) == {
-                **figures,
-                "processes": 2,
-            }
+            assert (tmp_path / f"two{batch_size}.{process}.json").read_bytes() == expected
+            found = (tmp_path / f"two{batch_size}.{process}.metrics").read_text()
+            assert found == json.dumps({**figures, "processes": 2})
 
 
 # Results files
@@ -410,7 +572,17 @@ def test_results_that_can_not_be_written_leave_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_masks_come_back_as_they_were_saved_empty_ones_too(masked, script, accelerator, tmp_path):
+    results = predict(script.DisplacedTruth(masked), masked, accelerator, progress=False)
+    rle = coco_mask.encode(np.zeros((153, 161), np.uint8, order="F"))
+    results.append({**results[0], "segmentation": {"size": [153, 161], "counts": rle["counts"].decode()}})
+    save_results(results, tmp_path / "results.json")
+    assert load_results(tmp_path / "results.json") == results
+    assert evaluate(masked, results).mask.ap > 1
+
+
 GOOD_RESULT = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+RLE = {"size": [3, 4], "counts": coco_mask.encode(np.ones((3, 4), np.uint8, order="F"))["counts"].decode()}
 
 
 @pytest.mark.parametrize(
@@ -424,6 +596,26 @@ GOOD_RESULT = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0
         ([GOOD_RESULT | {"bbox": [1, 2, 3, math.nan]}], "results[0]: bbox: expected [x, y, width, height]"),
         ([GOOD_RESULT | {"score": math.inf}], "results[0]: score: expected a finite number"),
         ([{}], "results[0]: image_id: expected an integer"),
+        ([{"image_id": 1, "category_id": 1, "score": 1}], "results[0]: bbox: expected [x, y, width, height]"),
+        ([GOOD_RESULT | {"segmentation": [[1, 1, 5, 1, 5, 5]]}], "results[0]: segmentation: expected run lengths"),
+        ([GOOD_RESULT | {"segmentation": RLE | {"size": [3]}}], "results[0]: segmentation: expected run lengths"),
+        (
+            [GOOD_RESULT | {"segmentation": RLE | {"counts": [0, 12]}}],
+            "results[0]: segmentation: counts: expected comp",
+        ),
+        (
+            [GOOD_RESULT | {"segmentation": RLE | {"size": [3, 5]}}],
+            "results[0]: segmentation: counts: expected runs ov",
+        ),
+        ([GOOD_RESULT | {"segmentation": RLE | {"counts": "P"}}], "results[0]: segmentation: counts: expected run len"),
+        (
+            [GOOD_RESULT, GOOD_RESULT | {"segmentation": RLE}],
+            "results[1]: segmentation: expected no segmentation, as in",
+        ),
+        (
+            [GOOD_RESULT | {"segmentation": RLE}, GOOD_RESULT],
+            "results[1]: segmentation: expected a segmentation, as in",
+        ),
     ],
 )
 def test_bad_results_file_is_refused_by_name(tmp_path, results, expected):
