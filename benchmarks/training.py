@@ -1,359 +1,345 @@
-"""Images per second of `nats train` against a bare loop over torchvision's own detector, on the same images.
+"""Images per second of `nats train`'s loop, against a bare loop over torchvision's own detector.
 
-Two arms take turns in one process, a round of some steps each, so that a change of the machine's clock or load meets
-both alike:
+One run of the Trainer, as `nats train` makes it (its data set, checks, clipping, log, progress bar), is cut into rounds
+of some steps. After each round a bare loop takes the same images, in the same batches:
 
-    bare    torchvision's detector, data set and transforms, a DataLoader, and nothing in its loop but forward,
-            backward and SGD's step
-    nats    Trainer as the command runs it: augmentation by seed and epoch, seeded steps, losses looked at, gradients
-            clipped, log and progress bar; with the end of an epoch, where one falls into a round, its checkpoint
+    nats   Trainer.run() on a timm backbone inside our Faster R-CNN
+    bare   torchvision's FasterRCNN on torchvision's ResNet and CocoDetection; DataLoader, forward, backward, clip, step
 
-They start from the same weights, see the same images in the same order at the same size, and train the same layers;
-before timing, both detectors' losses on one batch are compared. The ratio of images per second, nats to bare, is taken
-per round; reported are medians and quartiles, by the wall clock and by this process's CPU time, which other work on the
-machine disturbs less (but which leaves out the processes of --workers, and waiting for a GPU). The first round of each
-arm warms up and is not counted. Not part of it: evaluation.
+Both have the same weights at the start, batch size, image sizes, flips, optimiser, precision and number of workers. A
+checkpoint is taken out of its round and charged as it comes in training: one per time through the split. Evaluation is
+no part of it. The rounds of both take turns, so that a change of the machine's clock or load meets both alike; the
+ratio of the throughputs, nats to bare, is taken per round; reported are its median and quartiles, by the process's CPU
+time (where others use the machine too; without workers only, whose time is not in it) and by the wall clock.
 
-The goal is a ratio of at least 0.95. The CSV file is written after each configuration.
+The goal is a ratio of at least 0.95. The CSV file is written after each round.
 
-    python benchmarks/training.py --data data/nwpu-vhr10-512 --model resnet18 --weights weights/resnet18.tin_64 \
-        --size 320x320 --threads 1 --clock cpu --csv training.csv
+    python benchmarks/training.py --data data/nwpu-vhr10-512 --weights weights/resnet18.tin_64 --csv training.csv
 """
 
 import argparse
 import csv
-import itertools
-import math
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
 import torchvision
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.datasets import CocoDetection
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops.misc import FrozenBatchNorm2d
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+from torchvision.tv_tensors import BoundingBoxes
 
 import nats_zoo
 from nats_zoo import NatsError
 from nats_zoo.detection import TrainConfig, Trainer
-from nats_zoo.detection.datasets import collate, find_split
-from nats_zoo.detection.loop import EpochSampler
+from nats_zoo.detection.datasets import find_split
+from nats_zoo.detection.detector_config import DetectorConfig
+from nats_zoo.detection.loop import Interrupted
 from nats_zoo.files import atomic_file
 from nats_zoo.search.profile import device_name
 
 GOAL = 0.95
-ERROR_PREFIX = "training: "
-LR_PER_IMAGE = 1e-4  # without warm-up, from random heads
-MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
-LOSS_TOLERANCE = 1e-3  # relative; the two differ in the order of sums
-BUILDERS = {"fasterrcnn": FasterRCNN, "maskrcnn": MaskRCNN, "retinanet": RetinaNet, "fcos": FCOS}
-ONE_STAGE = ("retinanet", "fcos")
-ARMS = ("bare", "nats")
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")  # the same network, and names, in timm and torchvision
+CLOCKS = ("cpu", "wall")
+STAGES = ("layer4", "layer3", "layer2", "layer1", "conv1")
+POOLED = 7
 
 
-class Times(NamedTuple):
-    """Seconds of a round: of the wall clock and of this process's CPU time."""
+class Seconds(NamedTuple):
+    """What something took."""
 
-    wall: float
     cpu: float
+    wall: float
+
+    def __sub__(self, other: "Seconds") -> "Seconds":
+        return Seconds(self.cpu - other.cpu, self.wall - other.wall)
+
+
+def now(device: str) -> Seconds:
+    """The process's clocks, once the device has done its work."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return Seconds(time.process_time(), time.perf_counter())
 
 
 # --- the bare loop ----------------------------------------------------------------------------------------------------
 
 
-def create_bare_detector(ours: nn.Module, device: torch.device) -> nn.Module:
-    """torchvision's detector of the same modules, with the same weights and trained layers.
+class BareData(CocoDetection):
+    """torchvision's COCO data set with targets as its detectors take them, by image id."""
 
-    Raises:
-        NatsError: torchvision has no such framework or backbone.
-    """
-    config = ours.config
-    if config.framework not in BUILDERS:
-        raise NatsError(f"framework: torchvision has no {config.framework}, expected one of {', '.join(BUILDERS)}")
-    name = config.backbone.partition(".")[0].removeprefix("nats_")
-    if name not in torchvision.models.list_models(torchvision.models) or "res" not in name:
-        raise NatsError(f"model: torchvision has no residual network {name!r}")
-    pyramid: dict[str, Any] = {}
-    if config.framework in ONE_STAGE:
-        pyramid = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
-    backbone = resnet_fpn_backbone(
-        backbone_name=name,
-        weights=None,
-        norm_layer=FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d,
-        trainable_layers=min(config.trainable_layers, 5),
-        **pyramid,
+    def __init__(self, folder: Path, annotations: Path, flip: float):
+        super().__init__(folder, annotations)
+        self.labels = {category: label for label, category in enumerate(sorted(self.coco.cats), start=1)}
+        self.augment = v2.Compose([v2.RandomHorizontalFlip(flip), v2.ToDtype(torch.float32, scale=True)])
+
+    def __getitem__(self, image_id: int) -> tuple[Tensor, dict[str, Tensor]]:
+        image = F.to_image(self._load_image(image_id))
+        found = [entry for entry in self._load_target(image_id) if not entry.get("iscrowd")]
+        boxes = torch.tensor([entry["bbox"] for entry in found], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        target = {
+            "boxes": BoundingBoxes(boxes, format="XYXY", canvas_size=image.shape[-2:]),
+            "labels": torch.tensor([self.labels[entry["category_id"]] for entry in found], dtype=torch.int64),
+        }
+        return self.augment(image, target)
+
+
+def create_bare_detector(config: DetectorConfig) -> FasterRCNN:
+    """torchvision's detector of a plain Faster R-CNN's config, with the same names in its state dict."""
+    norm = FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
+    network = torchvision.models.get_model(config.backbone.partition(".")[0], weights=None, norm_layer=norm)
+    trained = (*STAGES[: config.trainable_layers], *(("bn1",) if config.trainable_layers >= len(STAGES) else ()))
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))
+    stages = {f"layer{number}": str(number - 1) for number in (1, 2, 3, 4)}
+    channels = [network.inplanes // 2**halvings for halvings in (3, 2, 1, 0)]
+    return FasterRCNN(
+        BackboneWithFPN(network, stages, channels, config.fpn_channels),
+        min_size=config.min_size,
+        max_size=config.max_size,
+        image_mean=list(config.image_mean),
+        image_std=list(config.image_std),
+        box_head=TwoMLPHead(config.fpn_channels * POOLED**2, config.head_size),
+        box_predictor=FastRCNNPredictor(config.head_size, config.num_classes),
+        box_batch_size_per_image=config.roi_samples,
     )
-    sizes = {"min_size": config.min_size, "max_size": config.max_size}
-    pixels = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
-    anchors = {}
-    if config.framework == "retinanet":  # as torchvision's builder has them, three sizes per level
-        anchors = {"anchor_generator": ours.anchor_generator}
-    detector = BUILDERS[config.framework](backbone, config.num_classes, **sizes, **pixels, **anchors)
-    detector.load_state_dict(ours.state_dict())
-    return detector.to(device)
 
 
-def bare_batches(trainer: Trainer, args: argparse.Namespace) -> Iterator[tuple]:
-    """Batches of torchvision's own data set and transforms, without end, in the order in which the trainer's come."""
-    annotations, images = find_split(args.data, args.split)
-    transforms = v2.Compose(
-        [v2.ToImage(), v2.RandomHorizontalFlip(trainer.config.flip), v2.ToDtype(torch.float32, scale=True)]
-    )
-    coco = torchvision.datasets.CocoDetection(images, annotations, transforms=transforms)
-    keys = ["boxes", "labels", *(["masks"] if trainer.config.wants_masks else [])]
-    data = torchvision.datasets.wrap_dataset_for_transforms_v2(coco, target_keys=keys)
-    places = {image_id: place for place, image_id in enumerate(coco.ids)}
-    order = [places[image_id] for image_id in trainer.train_data.image_ids]
-    sampler = EpochSampler(len(order), trainer.config.seed)
-    for sampler.epoch in itertools.count():
-        chosen = [order[index] for index in sampler]
-        yield from DataLoader(
-            data, args.batch, sampler=chosen, num_workers=args.workers, collate_fn=_Collate(trainer.config.wants_masks)
-        )
-
-
-class _Collate:
-    """Lists of images and targets; torchvision's data set gives an empty target for an image without objects."""
-
-    def __init__(self, masks: bool):
-        self.masks = masks
-
-    def __call__(self, batch: Sequence[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict]]:
-        images, targets = collate(batch)
-        return images, [self._complete(target, image) for image, target in zip(images, targets, strict=True)]
-
-    def _complete(self, target: dict, image: Tensor) -> dict:
-        empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-        if self.masks:
-            empty["masks"] = torch.zeros(0, *image.shape[-2:], dtype=torch.uint8)
-        return {key: target.get(key, value) for key, value in empty.items()}
+def collate(batch: Sequence[tuple]) -> tuple[list, list]:
+    """Images and targets in lists."""
+    images, targets = zip(*batch, strict=True)
+    return list(images), list(targets)
 
 
 class BareLoop:
-    """Forward, backward, step.
+    """What one writes by hand.
 
     Args:
-        trainer: whose weights and images are taken.
-        args: the command line.
+        detector: a plain one of ours, whose weights the bare one begins with.
+        config: of the run.
+        device: on which to run.
     """
 
-    def __init__(self, trainer: Trainer, args: argparse.Namespace):
-        self.device, self.precision = trainer.accelerator.device, args.precision
-        self.detector = create_bare_detector(trainer.plain_detector, self.device).train()
+    def __init__(self, detector: nn.Module, config: TrainConfig, device: str):
+        self.config, self.device = config, device
+        annotations, folder = find_split(config.data, config.train_split, config.images)
+        self.data = BareData(folder, annotations, config.flip)
+        self.detector = create_bare_detector(detector.config)
+        self.detector.load_state_dict(detector.state_dict())
+        format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.detector.to(device, memory_format=format).train()
+        self.parameters = [p for p in self.detector.parameters() if p.requires_grad]
+        lr = config.lr_per_image * config.batch_size / 100  # as in a warm-up
         self.optimizer = torch.optim.SGD(
-            [p for p in self.detector.parameters() if p.requires_grad],
-            lr=LR_PER_IMAGE * args.batch,
-            momentum=MOMENTUM,
-            weight_decay=WEIGHT_DECAY,
+            self.parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-        self.batches = bare_batches(trainer, args)
 
-    def round(self, steps: int) -> None:
-        for images, targets in itertools.islice(self.batches, steps):
-            loss = self.loss(images, targets)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+    def run(self, batches: Sequence[Sequence[int]]) -> float:
+        """Train on batches of image ids; returns the last loss."""
+        loader = DataLoader(
+            self.data, batch_sampler=batches, num_workers=self.config.workers, collate_fn=collate,
+            pin_memory=torch.device(self.device).type == "cuda",
+        )  # fmt: skip
+        for images, targets in loader:
+            loss = self._step(images, targets)
+        return loss
 
-    def loss(self, images: list[Tensor], targets: list[dict]) -> Tensor:
-        images, targets = send_to_device(images, self.device), send_to_device(targets, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return sum(self.detector(images, targets).values())
+    def _step(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> float:
+        images = [image.to(self.device) for image in images]
+        targets = [{key: value.to(self.device) for key, value in target.items()} for target in targets]
+        with self._precision():
+            loss = sum(self.detector(images, targets).values())
+        value = loss.item()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return value
+
+    def _precision(self) -> Any:
+        if self.config.precision == "bf16":
+            return torch.autocast(torch.device(self.device).type, torch.bfloat16)
+        return nullcontext()
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------
 
 
-class Enough(Exception):
-    """All rounds are done."""
+class Done(Exception):
+    """All rounds are measured."""
 
 
 class TimedTrainer(Trainer):
-    """Lets the bare loop have its turn before every so many steps, and keeps the times of both.
-
-    A step's images are loaded before it begins, so that a round of ours holds the loading of the next one's first batch
-    instead of its own.
+    """A training run that stops its clocks after each round, while the bare loop has its turn.
 
     Args:
         config: of the run.
-        args: the command line.
-
-    Attributes:
-        times: by arm, one entry per counted round.
+        measurement: is given what each round took.
+        round_steps: steps in a round.
     """
 
-    def __init__(self, config: TrainConfig, args: argparse.Namespace):
+    def __init__(self, config: TrainConfig, measurement: "Measurement", round_steps: int):
         super().__init__(config)
-        self.args = args
-        self.bare = BareLoop(self, args)
-        self.times: dict[str, list[Times]] = {arm: [] for arm in ARMS}
+        self.measurement, self.round_steps = measurement, round_steps
+        self.timed_device = str(self.accelerator.device)
+        self.bare = BareLoop(self.plain_detector, config, self.timed_device)
+        self.seen: list[list[int]] = []
+        self.start: Seconds | None = None
+        self.checkpoint_time = Seconds(0.0, 0.0)
 
     def train_step(self, batches: list[tuple]) -> dict[str, float]:
-        if self.step % self.args.steps == 0:
-            self._turn(self.step // self.args.steps)
+        if self.start is None:
+            self.start = now(self.timed_device)  # the first batch is loaded by now, and one more at the round's end
+        elif self.step % self.round_steps == 0:
+            self._end_round()
+        self.seen += [[target["image_id"] for target in targets] for _, targets in batches]
         return super().train_step(batches)
 
-    def _turn(self, done: int) -> None:
-        """`done`: rounds of ours, of which the first warms up."""
-        now = self._now()
-        if done > 1:
-            self.times["nats"].append(Times(now.wall - self._start.wall, now.cpu - self._start.cpu))
-        if done > self.args.rounds:
-            raise Enough
-        self._start = self._now()
-        self.bare.round(self.args.steps)
-        now = self._now()
-        if done:
-            self.times["bare"].append(Times(now.wall - self._start.wall, now.cpu - self._start.cpu))
-        self._start = now
+    def _end_round(self) -> None:
+        ours = now(self.timed_device) - self.start - self.checkpoint_time
+        bare = self._time_bare()
+        self.checkpoint()  # which may have been no part of this round
+        self.measurement.add(sum(map(len, self.seen)), ours, bare, self.checkpoint_time)
+        self.seen, self.checkpoint_time = [], Seconds(0.0, 0.0)
+        self.start = now(self.timed_device)
 
-    def _now(self) -> Times:
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.synchronize(self.accelerator.device)
-        return Times(time.perf_counter(), time.process_time())
+    def _time_bare(self) -> Seconds:
+        start = now(self.timed_device)
+        self.bare.run(self.seen)
+        return now(self.timed_device) - start
+
+    def checkpoint(self) -> None:
+        """Save the state; what that takes is taken out of the round."""
+        start = now(self.timed_device)
+        super().checkpoint()
+        self.checkpoint_time = now(self.timed_device) - start
 
 
-def check_same_work(trainer: TimedTrainer) -> tuple[float, float]:
-    """(nats, bare) losses on one batch with the same random numbers.
+class Measurement:
+    """The rounds so far.
 
-    Raises:
-        NatsError: they differ, though both networks are plain.
+    Args:
+        args: the command line.
     """
-    images, targets = send_to_device(collate(trainer.train_data[index] for index in range(2)), trainer.bare.device)
-    losses = []
-    for detector in (trainer.plain_detector, trainer.bare.detector):
-        torch.manual_seed(0)
-        with torch.no_grad():
-            losses.append(float(sum(detector.train()(images, targets).values())))
-    is_plain = trainer.plain_detector.config.genotype is None
-    tolerance = LOSS_TOLERANCE if trainer.args.precision == "no" else 0.1
-    if is_plain and not math.isclose(*losses, rel_tol=tolerance):
-        raise NatsError(f"the two detectors are not the same: losses {losses[0]:.5f} and {losses[1]:.5f} on one batch")
-    return losses[0], losses[1]
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.facts = args, {}
+        self.images: list[int] = []
+        self.ours: list[Seconds] = []
+        self.bare: list[Seconds] = []
+        self.left = args.warmup
+        self.checkpoints: list[Seconds] = []
+        self.split_images = 1
+
+    def run(self) -> None:
+        """Train for as many rounds as asked for, in a folder that is removed afterwards.
+
+        Raises:
+            NatsError: data, weights or options that can not be used.
+        """
+        with tempfile.TemporaryDirectory(prefix="nats_training_") as folder:
+            trainer = TimedTrainer(create_config(self.args, folder), self, self.args.steps)
+            self.split_images = len(trainer.train_data)
+            self.facts = describe_run(self.args, str(trainer.accelerator.device))
+            try:
+                trainer.run()
+            except Done:
+                return
+
+    def add(self, images: int, ours: Seconds, bare: Seconds, checkpoint: Seconds) -> None:
+        """Take a round's times; warm-up rounds are dropped.
+
+        Args:
+            images: in the round.
+            ours, bare: what either took for them.
+            checkpoint: what one took.
+
+        Raises:
+            Done: it was the last.
+        """
+        if self.left:
+            self.left -= 1
+            return
+        share = images / self.split_images
+        charged = Seconds(ours.cpu + share * checkpoint.cpu, ours.wall + share * checkpoint.wall)
+        self.checkpoints.append(checkpoint)
+        self.images.append(images)
+        self.ours.append(charged)
+        self.bare.append(bare)
+        if self.args.csv:
+            write_csv(self.rows(), self.args.csv)
+        ratios = {clock: getattr(bare, clock) / getattr(charged, clock) for clock in CLOCKS}
+        print(f"round {len(self.ours)}: {images} images, nats {images / charged.cpu:.2f} images/s by the CPU clock,"
+              f" {ratios['cpu']:.3f} of bare; {ratios['wall']:.3f} by the wall", flush=True)  # fmt: skip
+        if len(self.ours) == self.args.rounds:
+            raise Done
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per clock, with all that it depends on."""
+        return [self._row(clock) for clock in CLOCKS]
+
+    def _row(self, clock: str) -> dict[str, Any]:
+        ours, bare = ([getattr(each, clock) for each in times] for times in (self.ours, self.bare))
+        low, median, high = quartiles([theirs / own for own, theirs in zip(ours, bare, strict=True)])
+        return {
+            "clock": clock,
+            "nats_images_per_second": sum(self.images) / sum(ours),
+            "bare_images_per_second": sum(self.images) / sum(bare),
+            "ratio": median,
+            "ratio_q1": low,
+            "ratio_q3": high,
+            "rounds": len(ours),
+            "images": sum(self.images),
+            "checkpoint_seconds": statistics.median(getattr(each, clock) for each in self.checkpoints),
+            **self.facts,
+        }
 
 
-def measure(model: str, framework: str, args: argparse.Namespace) -> dict[str, list[Times]]:
-    """Times of each round, by arm.
-
-    Raises:
-        NatsError: data, weights or a network that can not be used.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = TimedTrainer(create_config(model, framework, Path(folder) / "run", args), args)
-        ours, bare = check_same_work(trainer)
-        print(f"{framework} {model}: losses on one batch: nats {ours:.5f}, bare {bare:.5f}", flush=True)
-        try:
-            trainer.run()
-        except Enough:
-            return trainer.times
-    raise NatsError(f"rounds: the run ended before {args.rounds} rounds of {args.steps} steps")
-
-
-def create_config(model: str, framework: str, output: Path, args: argparse.Namespace) -> TrainConfig:
-    """The run that is timed: the default recipe, at the size and batch asked for."""
-    images = args.batch * args.steps * (args.rounds + 2)
-    count = len(torchvision.datasets.CocoDetection(*reversed(find_split(args.data, args.split))).ids)
-    return TrainConfig(
-        data=str(args.data),
-        output=str(output),
-        train_split=args.split,
-        val_split=None,
-        framework=framework,
-        backbone=model,
-        weights=args.weights.get(model),
-        min_size=min(args.size),
-        max_size=max(args.size),
-        batch_size=args.batch,
-        workers=args.workers,
-        precision=args.precision,
-        epochs=1 + math.ceil(images / count),
-        lr_per_image=LR_PER_IMAGE,
-        warmup_steps=0,
-        lr_steps=(),
-        seed=args.seed,
-    )
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median and third quartile."""
+    return tuple(statistics.quantiles(values, n=4, method="inclusive")) if len(values) > 1 else tuple(values) * 3
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def summarise(times: Mapping[str, Sequence[Times]], images: int) -> dict[str, dict[str, float]]:
-    """By arm: median images per second, and median and quartiles of the rounds' ratio to `bare`, by both clocks.
-
-    Args:
-        times: by arm.
-        images: of a round.
-    """
-    rows: dict[str, dict[str, float]] = {}
-    for arm in ARMS:
-        rows[arm] = {}
-        for clock, prefix in (("wall", ""), ("cpu", "cpu_")):
-            own, bare = ([getattr(each, clock) for each in times[name]] for name in (arm, "bare"))
-            low, median, high = quartiles([other / mine for mine, other in zip(own, bare, strict=True)])
-            rows[arm][f"{prefix}images_per_second"] = images / statistics.median(own)
-            rows[arm] |= {f"{prefix}ratio": median, f"{prefix}ratio_q1": low, f"{prefix}ratio_q3": high}
-    return rows
+def describe_run(args: argparse.Namespace, device: str) -> dict[str, Any]:
+    """The flags, the device's name and the versions that a throughput depends on."""
+    keys = ("backbone", "min_size", "max_size", "batch", "fpn_channels", "head_size", "roi_samples", "precision")
+    facts: dict[str, Any] = {key: getattr(args, key) for key in (*keys, "memory_format", "workers", "steps", "seed")}
+    facts |= {"data": Path(args.data).name, "split": args.split, "weights": Path(args.weights or "random").name}
+    facts |= {"threads": torch.get_num_threads(), "device_name": device_name(device)}
+    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__}
+    return facts | versions | {"nats_zoo": nats_zoo.__version__}
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The three quartiles; of one value, three times that."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, median, high
-
-
-def create_rows(
-    model: str, framework: str, times: Mapping[str, Sequence[Times]], args: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Rows of the CSV file, with what they were measured on."""
-    settings = {
-        "rounds": args.rounds,
-        "steps": args.steps,
-        "batch": args.batch,
-        "size": f"{args.size[0]}x{args.size[1]}",
-        "data": f"{args.data.name} {args.split}",
-        "weights": Path(args.weights[model]).name if model in args.weights else "",
-        "precision": args.precision,
-        "workers": args.workers,
-        "clock": args.clock,
-        "seed": args.seed,
-        "threads": torch.get_num_threads(),
-        "device_name": device_name(_device()),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "nats_zoo": nats_zoo.__version__,
-    }
-    found = summarise(times, args.steps * args.batch)
-    return [{"framework": framework, "model": model, "arm": arm, **found[arm], **settings} for arm in ARMS]
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def print_table(rows: Sequence[Mapping[str, Any]], clock: str) -> None:
-    """Images per second and ratios by one clock, and whether the goal is met."""
-    prefix = "cpu_" if clock == "cpu" else ""
-    print(f"{'framework':<11}  {'model':<16}  {'arm':<4}  images/s ({clock})  ratio to bare    IQR of ratio")
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print one line per clock, and whether the goal is met."""
+    print("clock  nats images/s  bare images/s  ratio  quartiles")
     for row in rows:
-        line = f"{row['framework']:<11}  {row['model']:<16}  {row['arm']:<4}  {row[f'{prefix}images_per_second']:15.2f}"
-        line += f"  {row[f'{prefix}ratio']:13.3f}  {row[f'{prefix}ratio_q1']:.3f} to {row[f'{prefix}ratio_q3']:.3f}"
-        print(line)
-    ratio = rows[-1][f"{prefix}ratio"]
-    print(f"goal of at least {GOAL}: {ratio:.3f}: {'met' if ratio >= GOAL else 'missed'}", flush=True)
+        print(f"{row['clock']:<5}  {row['nats_images_per_second']:13.2f}  {row['bare_images_per_second']:13.2f}"
+              f"  {row['ratio']:5.3f}  {row['ratio_q1']:.3f} to {row['ratio_q3']:.3f}")  # fmt: skip
+    print(goal_line(rows), flush=True)
+
+
+def goal_line(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the ratio is as high as it should be, by each clock."""
+    missed = [row["clock"] for row in rows if row["ratio"] < GOAL]
+    return f"goal of at least {GOAL}: " + (f"missed by the clock: {', '.join(missed)}" if missed else "met")
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -367,44 +353,44 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+def create_config(args: argparse.Namespace, folder: str) -> TrainConfig:
+    """The run's options, those of `nats train`."""
+    return TrainConfig(
+        data=args.data, output=str(Path(folder) / "run"), format="coco", train_split=args.split, val_split=None,
+        backbone=args.backbone, weights=args.weights, min_size=args.min_size, max_size=args.max_size,
+        fpn_channels=args.fpn_channels, head_size=args.head_size, roi_samples=args.roi_samples,
+        batch_size=args.batch, precision=args.precision, workers=args.workers, seed=args.seed,
+        channels_last=args.memory_format == "channels_last",
+        epochs=1000, lr_steps=(), warmup_steps=1_000_000,  # until the rounds are over, in the warm-up
+    )  # fmt: skip
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of a data set in COCO's layout")
-    add("--split", default="train", help="of the data set")
-    add("--model", nargs="+", default=["resnet18"], help="timm names of residual networks that torchvision has too")
-    add("--framework", nargs="+", choices=BUILDERS, default=["fasterrcnn"], help="detectors")
-    add("--weights", nargs="+", type=_named, default=[], metavar="MODEL=FOLDER", help="a backbone's; else random ones")
-    add("--size", type=_size, default=(800, 1333), metavar="SHORTxLONG", help="of the resized images, in pixels")
+    add("--data", required=True, help="folder of a COCO-layout data set")
+    add("--split", default="train")
+    add("--backbone", default="resnet18", choices=BACKBONES)
+    add("--weights", help="the backbone's: a folder or file; without it random ones, nothing frozen")
+    add("--min-size", type=_positive, default=320, help="short side of the resized images in pixels")
+    add("--max-size", type=_positive, default=533, help="limit on the long side")
     add("--batch", type=_positive, default=2, help="images per step")
-    add("--workers", type=int, default=0, help="data loading processes of each arm")
+    add("--fpn-channels", type=_positive, default=256, help="channels of the feature pyramid")
+    add("--head-size", type=_positive, default=1024, help="width of the box head")
+    add("--roi-samples", type=_positive, default=512, help="regions per image on which the box head is trained")
     add("--precision", choices=("no", "bf16"), default="no", help="mixed precision")
-    add("--rounds", type=_positive, default=10, help="timed rounds of each arm")
-    add("--steps", type=_positive, default=5, help="of a round")
+    add("--memory-format", choices=("contiguous", "channels_last"), default="contiguous", help="of the weights")
+    add("--workers", type=int, default=0, help="data loading processes; the CPU clock does not count them")
+    add("--rounds", type=_positive, default=10, help="timed rounds")
+    add("--steps", type=_positive, default=8, help="in a round")
+    add("--warmup", type=_positive, default=1, help="rounds before timing starts")
     add("--threads", type=_positive, help="CPU threads; without it torch's own choice")
-    add("--clock", choices=("wall", "cpu"), default="wall", help="of the table; cpu: where others use the machine too")
-    add("--seed", type=int, default=0, help="of weights, images and augmentation")
+    add("--seed", type=int, default=0)
     add("--csv", type=Path, metavar="FILE", help="also write the rows there")
-    args = parser.parse_args(argv)
-    args.weights = dict(args.weights)
-    if args.clock == "cpu" and args.workers:
-        parser.error("--clock cpu counts one process only, expected --workers 0 with it")
-    return args
-
-
-def _named(text: str) -> tuple[str, str]:
-    model, _, path = text.partition("=")
-    if not model or not path:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected MODEL=FOLDER")
-    return model, path
-
-
-def _size(text: str) -> tuple[int, int]:
-    short, _, long = text.partition("x")
-    return _positive(short), _positive(long)
+    return parser.parse_args(argv)
 
 
 def _positive(text: str) -> int:
@@ -414,30 +400,22 @@ def _positive(text: str) -> int:
     return value
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure every framework on every network."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table and write the CSV file; returns the exit code."""
+    args = parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    print(f"{device_name(_device())}, {torch.get_num_threads()} threads, {args.precision}, torch {torch.__version__}")
-    rows: list[dict[str, Any]] = []
-    for framework, model in itertools.product(args.framework, args.model):
-        measured = create_rows(model, framework, measure(model, framework, args), args)
-        print_table(measured, args.clock)
-        rows += measured
-        if args.csv:
-            write_csv(rows, args.csv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what the command line asks for, print the table and write the CSV file; returns the exit code."""
-    args = parse_args(argv)
+    measurement = Measurement(args)
     try:
-        run(args)
+        measurement.run()
     except NatsError as error:
-        print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
+        print(f"training: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt):
         return 130
+    finally:
+        if measurement.ours:
+            print_table(measurement.rows())
     return 0
 
 

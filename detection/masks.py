@@ -25,7 +25,7 @@ LONGEST = 4e6
 MOST_PIXELS = 2**31 - 1
 """Of an image with masks: pycocotools counts pixels in 32 bits."""
 
-_NUMBER = re.compile(rb"(?:[P-o]{0,6}[0-O])+")
+_NUMBERS = re.compile(r"(?:[P-o]{0,6}[0-O])+")
 """Compressed run lengths: 5 bits a character from '0' on; the 32 characters from 'P' say that the number goes on."""
 
 
@@ -160,10 +160,9 @@ def _as_runs(counts: object) -> list[int] | None:
 
 def _uncompress(text: str) -> list[int] | None:
     """Decodes compressed run lengths; None if the string is none. pycocotools reads past the end of such a string."""
-    data = text.encode("ascii", "replace")
-    if not _NUMBER.fullmatch(data):
+    if not text.isascii() or not _NUMBERS.fullmatch(text):
         return None
-    digits = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - 48
+    digits = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) - 48
     starts = np.flatnonzero(np.append(True, digits[:-1] < 32))
     places = 5 * (np.arange(len(digits)) - np.repeat(starts, np.diff(np.append(starts, len(digits)))))
     numbers = np.add.reduceat((digits & 31) << places, starts)

@@ -273,7 +273,7 @@ def hooks(detector):
     return [len(module._forward_hooks) for module in detector.modules()]
 
 
-@pytest.mark.parametrize("framework", ["maskrcnn", "retinanet", "fcos"])
+@pytest.mark.parametrize("framework", ["maskrcnn", "cascade_rcnn", "retinanet", "fcos"])
 def test_in_bf16_boxes_keep_their_precision(framework):
     """bf16 itself has steps of 4 pixels beyond 512."""
     torch.manual_seed(0)
