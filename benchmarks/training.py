@@ -41,6 +41,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes
+from tqdm import tqdm
 
 import nats_zoo
 from nats_zoo import NatsError
@@ -283,8 +284,8 @@ class Measurement:
         if self.args.csv:
             write_csv(self.rows(), self.args.csv)
         ratios = {clock: getattr(bare, clock) / getattr(charged, clock) for clock in CLOCKS}
-        print(f"round {len(self.ours)}: {images} images, nats {images / charged.cpu:.2f} images/s by the CPU clock,"
-              f" {ratios['cpu']:.3f} of bare; {ratios['wall']:.3f} by the wall", flush=True)  # fmt: skip
+        speed = f"nats {images / charged.cpu:.2f} images/s by the CPU clock, {ratios['cpu']:.3f} of bare"
+        tqdm.write(f"round {len(self.ours)}: {images} images, {speed}; {ratios['wall']:.3f} by the wall clock")
         if len(self.ours) == self.args.rounds:
             raise Done
 

@@ -37,6 +37,10 @@ class CascadeRCNN(FasterRCNN):
         box_score_thresh, box_nms_thresh, box_detections_per_img, box_batch_size_per_image, box_positive_fraction: as
             FasterRCNN's; the last two are of the first stage, the others take all the boxes it hands on.
         **kwargs: FasterRCNN's options of images and of proposals.
+
+    Raises:
+        TypeError: another of FasterRCNN's options of boxes; here these are given for each stage.
+        ValueError: see CascadeRoIHeads.
     """
 
     def __init__(
@@ -60,6 +64,9 @@ class CascadeRCNN(FasterRCNN):
         mask_predictor: nn.Module | None = None,
         **kwargs: Any,
     ):
+        foreign = sorted(key for key in kwargs if key.startswith("box_"))
+        if foreign:
+            raise TypeError(f"{foreign[0]}: no option of CascadeRCNN, whose stages have iou_thresholds and box_heads")
         stages = range(len(iou_thresholds))
         if box_roi_pool is None:
             box_roi_pool = MultiScaleRoIAlign(featmap_names=["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
@@ -68,10 +75,7 @@ class CascadeRCNN(FasterRCNN):
             box_heads = [TwoMLPHead(pooled, representation_size) for _ in stages]
         if box_predictors is None:
             box_predictors = [CascadePredictor(representation_size, num_classes) for _ in stages]
-        super().__init__(
-            backbone, box_roi_pool=box_roi_pool, box_head=box_heads[0], box_predictor=box_predictors[0], **kwargs
-        )
-        self.roi_heads = CascadeRoIHeads(
+        roi_heads = CascadeRoIHeads(
             box_roi_pool,
             box_heads,
             box_predictors,
@@ -86,6 +90,10 @@ class CascadeRCNN(FasterRCNN):
             mask_head,
             mask_predictor,
         )
+        super().__init__(
+            backbone, box_roi_pool=box_roi_pool, box_head=box_heads[0], box_predictor=box_predictors[0], **kwargs
+        )
+        self.roi_heads = roi_heads
 
 
 class CascadePredictor(nn.Module):
@@ -122,7 +130,7 @@ class CascadeRoIHeads(RoIHeads):
         iou_thresholds, bbox_reg_weights: one per stage, see CascadeRCNN.
 
     Raises:
-        ValueError: not as many of each.
+        ValueError: not as many of each, none at all, or some of the three parts for masks but not all.
     """
 
     def __init__(
@@ -141,9 +149,15 @@ class CascadeRoIHeads(RoIHeads):
         mask_head: nn.Module | None = None,
         mask_predictor: nn.Module | None = None,
     ):
-        lengths = {len(box_head), len(box_predictor), len(iou_thresholds), len(bbox_reg_weights)}
-        if len(lengths) > 1:
-            raise ValueError(f"box_heads, box_predictors, iou_thresholds and weights: one per stage, found {lengths}")
+        _check_parts(
+            {
+                "box_heads": box_head,
+                "box_predictors": box_predictor,
+                "iou_thresholds": iou_thresholds,
+                "bbox_reg_weights": bbox_reg_weights,
+            },
+            {"mask_roi_pool": mask_roi_pool, "mask_head": mask_head, "mask_predictor": mask_predictor},
+        )
         super().__init__(
             box_roi_pool,
             nn.ModuleList(box_head),
@@ -193,8 +207,9 @@ class CascadeRoIHeads(RoIHeads):
             losses[f"loss_classifier_{stage + 1}"], losses[f"loss_box_reg_{stage + 1}"] = cascade_loss(
                 logits, regression, torch.cat(labels), wanted
             )
-            refined = self._refine(stage, regression, proposals, image_shapes)
-            proposals = [boxes[remove_small_boxes(boxes, MIN_SIDE)] for boxes in refined]
+            if stage + 1 < self.num_stages:
+                refined = self._refine(stage, regression, proposals, image_shapes)
+                proposals = [boxes[remove_small_boxes(boxes, MIN_SIDE)] for boxes in refined]
         return losses
 
     def _detections(
@@ -231,7 +246,8 @@ class CascadeRoIHeads(RoIHeads):
         self, stage: int, regression: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[Tensor]:
         """The boxes that a stage made of its proposals, inside the images."""
-        boxes = self.box_coders[stage].decode(regression.float(), proposals)[:, 0]
+        boxes = self.box_coders[stage].decode(regression.float(), proposals).reshape(-1, 4)
+        boxes = boxes.nan_to_num()  # of heads that have diverged: the next stage can not pool at NaN
         parts = boxes.split([len(one) for one in proposals])
         return [clip_boxes_to_image(part, shape) for part, shape in zip(parts, image_shapes, strict=True)]
 
@@ -247,7 +263,7 @@ class CascadeRoIHeads(RoIHeads):
             matched.append(index.clamp(min=0))
             found = index >= 0
             label = torch.zeros_like(index)
-            label[found] = target["labels"][index[found]]
+            label[found] = target["labels"][index[found]].to(label.dtype)
             labels.append(label)
         return matched, labels
 
@@ -301,6 +317,17 @@ def cascade_loss(logits: Tensor, regression: Tensor, labels: Tensor, wanted: Ten
     number = max(1, len(labels))
     of_boxes = F.smooth_l1_loss(regression[foreground], wanted[foreground], beta=SMOOTH_L1_BETA, reduction="sum")
     return F.cross_entropy(logits, labels, reduction="sum") / number, of_boxes / number
+
+
+def _check_parts(of_boxes: dict[str, Sequence[Any]], of_masks: dict[str, nn.Module | None]) -> None:
+    """ValueError unless there is one of each per stage for boxes, and all or nothing for masks."""
+    lengths = {key: len(parts) for key, parts in of_boxes.items()}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        found = ", ".join(f"{key}: {length}" for key, length in lengths.items())
+        raise ValueError(f"expected one of each per stage of Cascade R-CNN, and at least one stage; found {found}")
+    missing = [key for key, part in of_masks.items() if part is None]
+    if missing and len(missing) < len(of_masks):
+        raise ValueError(f"{missing[0]}: is missing; masks need all of {', '.join(of_masks)}")
 
 
 class _ScaledGradient(torch.autograd.Function):

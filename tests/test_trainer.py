@@ -1,6 +1,8 @@
 """Training runs: killed, interrupted and resumed, in one process and in two, and what they leave in their folder."""
 
+import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -21,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nats_zoo import NatsError
@@ -32,6 +34,7 @@ from nats_zoo.detection.drawn import draw_dataset
 from nats_zoo.detection.evaluation import evaluate_model
 from nats_zoo.detection.loop import EpochLoader, Interrupted
 from nats_zoo.detection.run_folder import RunError
+from nats_zoo.detection.trainer import synchronise_norms
 
 BACKBONE = "mobilenetv3_small_050"  # small files and fast steps, with batch norm
 TRAIN_IMAGES, BATCH, EPOCHS = 8, 2, 3
@@ -132,7 +135,10 @@ class WatchedTrainer(Trainer):
 
 
 def read_log(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    """The records of steps and evaluations, behind the one of the data."""
+    first, *records = (json.loads(line) for line in (output / "log.jsonl").read_text().splitlines())
+    assert (first["step"], first.keys()) == (0, {"step", "epoch", "data"})
+    return records
 
 
 @pytest.fixture(scope="module")
@@ -156,15 +162,17 @@ def finished(inputs, tmp_path_factory) -> SimpleNamespace:
 
 
 def check_same_results(output: Path, expected: Path) -> None:
-    """Log, metrics, models and the optimiser's last state are bit for bit the same."""
+    """Log, metrics, models and the last state are bit for bit the same."""
     for name in ("log.jsonl", "metrics.json"):
         assert (output / name).read_bytes() == (expected / name).read_bytes(), name
     assert checkpoints(output) == checkpoints(expected)
     last = f"checkpoints/step_{checkpoints(expected)[-1]:06d}"
-    for name in ("model/model", "best/model", f"{last}/model", f"{last}/optimizer"):
+    assert {path.name for path in (output / last).iterdir()} == {path.name for path in (expected / last).iterdir()}
+    states = [f"{last}/{path.stem}" for path in (expected / last).glob("*.safetensors")]
+    for name in ("model/model", "best/model", *states):
         found, wanted = (load_file(folder / f"{name}.safetensors") for folder in (output, expected))
         assert found.keys() == wanted.keys()
-        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted), name
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -290,6 +298,60 @@ def test_a_finished_run_resumes_to_nothing_new(finished, tmp_path):
     check_same_results(output, finished.output)
 
 
+# --- sizes and norms --------------------------------------------------------------------------------------------------
+
+
+class MeasuredTrainer(Trainer):
+    """Notes the short sides of the images that the backbone sees, in training and in evaluation."""
+
+    def __init__(self, config: TrainConfig):
+        super().__init__(config)
+        self.sides: dict[bool, list[int]] = {True: [], False: []}
+        self.plain_detector.transform.register_forward_hook(self._note)
+
+    def _note(self, transform: torch.nn.Module, inputs: tuple, outputs: tuple) -> None:
+        self.sides[transform.training] += [min(size) for size in outputs[0].image_sizes]
+
+
+def test_short_sides_are_drawn_in_training_only(inputs, tmp_path):
+    sizes = (48, 80)
+    trainers = [
+        MeasuredTrainer(create_config(inputs, tmp_path / str(run), train_min_sizes=sizes, epochs=1)) for run in range(2)
+    ]
+    for trainer in trainers:
+        trainer.run()
+    first, again = (trainer.sides for trainer in trainers)
+    assert set(first[True]) == set(sizes), "both come among eight images"
+    assert set(first[False]) == {64}, "evaluation is at min_size"
+    assert first == again
+    config = from_pretrained(tmp_path / "0" / "model").config
+    assert config.min_size == 64
+
+
+def test_synchronised_norms_of_one_process_are_live_ones(inputs, tmp_path):
+    options = {"epochs": 1, "val_split": None, "weights": None}
+    for norm in ("live", "sync"):
+        Trainer(create_config(inputs, tmp_path / norm, norm=norm, **options)).run()
+        assert from_pretrained(tmp_path / norm / "model").config.norm == norm
+    live, sync = (load_file(tmp_path / norm / "model" / "model.safetensors") for norm in ("live", "sync"))
+    assert live.keys() == sync.keys()
+    assert all(torch.equal(live[key], sync[key]) for key in live)
+
+
+def test_synchronised_norms_keep_the_layout_and_are_refused_between_processes_on_the_cpu(inputs, tmp_path):
+    trainer = Trainer(create_config(inputs, tmp_path / "run", norm="sync"))
+    cpu = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    with pytest.raises(NatsError, match=r"^norm: sync is for processes on GPUs, found 2 on the device 'cpu'"):
+        synchronise_norms(trainer.plain_detector, cpu)
+    before = trainer.plain_detector.state_dict()
+    synchronise_norms(trainer.plain_detector, SimpleNamespace(num_processes=2, device=torch.device("cuda")))
+    norms = [m for m in trainer.plain_detector.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
+    assert norms
+    after = trainer.plain_detector.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
 # --- the transposed twin, and memory format ---------------------------------------------------------------------------
 
 
@@ -383,11 +445,9 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
-@pytest.fixture(scope="module")
-def killed(inputs, tmp_path_factory) -> SimpleNamespace:
-    """A run that got Ctrl-C after its first step, was resumed, and was killed in the middle of its second epoch."""
-    output = tmp_path_factory.mktemp("run") / "killed"
-    config = create_config(inputs, output, checkpoint_every=1, workers=1)
+def interrupt_and_kill(config: TrainConfig, after: int) -> SimpleNamespace:
+    """Begin a run, send Ctrl-C after its first step, resume it, and kill it after a step."""
+    output = Path(config.output)
     process = subprocess.Popen(
         [sys.executable, "-c", TWICE, options_of(config)],
         env=environment(),
@@ -401,11 +461,18 @@ def killed(inputs, tmp_path_factory) -> SimpleNamespace:
         os.killpg(process.pid, signal.SIGINT)
         message = process.stdout.readline().strip()
         stopped_at = checkpoints(output)
-        wait_for(lambda: checkpoints(output)[-1:] > [STEPS], process)
+        wait_for(lambda: checkpoints(output)[-1:] > [after], process)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     return SimpleNamespace(config=config, output=output, message=message, stopped_at=stopped_at, at=checkpoints(output))
+
+
+@pytest.fixture(scope="module")
+def killed(inputs, tmp_path_factory) -> SimpleNamespace:
+    """A run that got Ctrl-C after its first step, was resumed, and was killed in the middle of its second epoch."""
+    output = tmp_path_factory.mktemp("run") / "killed"
+    return interrupt_and_kill(create_config(inputs, output, checkpoint_every=1, workers=1), after=STEPS)
 
 
 def test_an_interrupted_run_stops_behind_a_checkpoint_and_says_how_to_go_on(killed):
@@ -420,6 +487,69 @@ def test_a_run_interrupted_and_killed_ends_as_if_it_had_not_been(killed, finishe
     trainer = Trainer(replace(killed.config, resume=True, checkpoint_every=None, workers=0))
     assert trainer.run() == finished.metrics
     check_same_results(killed.output, finished.output)
+
+
+STATEFUL = {
+    **{"ema": 0.9, "early_stop": 2, "train_min_sizes": (48, 64, 80), "eval_every": 1, "jitter": 0.2},
+    **{"lr_per_image": 1e-6, "epochs": 6},  # AP stays what it is at first, so that the run ends early
+}
+
+
+@pytest.fixture(scope="module")
+def ended_early(inputs, tmp_path_factory) -> SimpleNamespace:
+    """An uninterrupted run with all options that carry a state, which ends after three of six epochs."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    output = tmp_path_factory.mktemp("run") / "early"
+    trainer = Trainer(create_config(inputs, output, **STATEFUL))
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        metrics = trainer.run()
+    return SimpleNamespace(output=output, metrics=metrics, trainer=trainer, errors=errors.getvalue())
+
+
+@pytest.fixture(scope="module")
+def killed_late(inputs, tmp_path_factory) -> SimpleNamespace:
+    """The same, interrupted and then killed between the evaluations that end it."""
+    output = tmp_path_factory.mktemp("run") / "killed"
+    return interrupt_and_kill(create_config(inputs, output, checkpoint_every=1, **STATEFUL), after=2 * STEPS)
+
+
+def test_early_stop_ends_a_run_that_gets_no_better_and_says_so(ended_early):
+    records = read_log(ended_early.output)
+    precisions = [(record["step"], record["AP"]) for record in records if "AP" in record]
+    assert [step for step, _ in precisions] == [STEPS, 2 * STEPS, 3 * STEPS]
+    best = precisions[0][1]
+    assert all(ap <= best for _, ap in precisions)
+    assert records[-1] == {"step": 3 * STEPS, "epoch": 3.0, "early_stop": 2, "best_AP": best}
+    (line,) = [line for line in ended_early.errors.splitlines() if line.startswith("ended")]
+    assert line == f"ended after 3 of 6 epochs (early_stop): 2 evaluations without an AP above {best:.1f}"
+    written = {"model", "best", "curves.png", "metrics.json"}
+    assert written <= {path.name for path in ended_early.output.iterdir()}
+    assert json.loads((ended_early.output / "metrics.json").read_text()) == ended_early.metrics.to_dict()
+
+
+def test_averages_early_stop_and_drawn_sizes_survive_a_kill(killed_late, ended_early, tmp_path):
+    assert 2 * STEPS < killed_late.at[-1] < 3 * STEPS
+    twin = Path(shutil.copytree(killed_late.output, tmp_path / "twin"))
+    trainer = Trainer(replace(killed_late.config, resume=True, checkpoint_every=None))
+    assert trainer.run() == ended_early.metrics
+    check_same_results(killed_late.output, ended_early.output)
+
+    path = twin / "checkpoints" / f"step_{killed_late.at[-1]:06d}" / "averaged.safetensors"
+    forgotten = load_file(path)
+    forgotten["roi_heads.box_predictor.cls_score.bias"] += 1.0
+    save_file(forgotten, path)
+    Trainer(replace(killed_late.config, output=str(twin), resume=True, checkpoint_every=None)).run()
+    with pytest.raises(AssertionError):
+        check_same_results(twin, ended_early.output)
+
+
+def test_a_run_that_ended_early_resumes_to_nothing_new(ended_early, tmp_path, capsys):
+    output = Path(shutil.copytree(ended_early.output, tmp_path / "run"))
+    metrics = Trainer(replace(ended_early.trainer.config, output=str(output), resume=True)).run()
+    assert metrics == ended_early.metrics
+    check_same_results(output, ended_early.output)
+    assert "ended after 3 of 6 epochs" in capsys.readouterr().err
 
 
 def test_a_run_is_not_begun_again_or_resumed_with_other_options(finished):
@@ -450,7 +580,7 @@ from nats_zoo.detection import TrainConfig, Trainer, predict
 trainer = Trainer(TrainConfig(**json.loads(sys.argv[1])))
 metrics = trainer.run()
 accelerator = trainer.accelerator
-results = predict(trainer.plain_detector, trainer.val_data, accelerator, progress=False)
+results = predict(trainer.result, trainer.val_data, accelerator, progress=False)
 found = {"processes": accelerator.num_processes, "metrics": metrics.to_dict(), "results": results}
 Path(sys.argv[2]).with_suffix(f".{accelerator.process_index}").write_text(json.dumps(found))
 """
@@ -464,11 +594,11 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def launched(inputs, tmp_path_factory) -> SimpleNamespace:
-    """A run in two processes on the CPU, as `accelerate launch` starts them."""
+    """A run in two processes on the CPU, as `accelerate launch` starts them, with averaged weights."""
     root = tmp_path_factory.mktemp("launched")
     script = root / "train.py"
     script.write_text(PROCESS)
-    config = create_config(inputs, root / "run", epochs=1, checkpoint_every=1)
+    config = create_config(inputs, root / "run", epochs=1, checkpoint_every=1, ema=0.9)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
     launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     command = [*launcher, f"--main_process_port={free_port()}", script, options_of(config), root / "found"]
@@ -555,14 +685,21 @@ def test_a_run_that_can_not_begin_is_one_line_and_leaves_no_folder(inputs, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("key", ["batch_size", "eval_batch_size", "epochs", "eval_every", "checkpoint_every"])
+@pytest.mark.parametrize(
+    "key", ["batch_size", "eval_batch_size", "epochs", "eval_every", "checkpoint_every", "early_stop"]
+)
 def test_numbers_below_one_are_refused(inputs, tmp_path, key):
     for value in (0, -1):
         with pytest.raises(NatsError, match=f"{key}: expected 1 or more, found {value}"):
             create_config(inputs, tmp_path / "run", **{key: value})
 
 
-def test_entries_that_can_not_be_used_are_refused_or_left_out(inputs, tmp_path):
+def test_early_stop_needs_something_to_evaluate_on(inputs, tmp_path):
+    with pytest.raises(NatsError, match=r"^early_stop: needs a val_split"):
+        create_config(inputs, tmp_path / "run", early_stop=1, val_split=None)
+
+
+def test_entries_that_can_not_be_used_are_refused_or_left_out_and_told(inputs, tmp_path, capsys):
     data = tmp_path / "data"
     (data / "annotations").mkdir(parents=True)
     (data / "images").symlink_to(Path(inputs.data) / "images")
@@ -574,7 +711,17 @@ def test_entries_that_can_not_be_used_are_refused_or_left_out(inputs, tmp_path):
     options = {"data": str(data), "epochs": 1, "batch_size": 8, "val_split": None}
     with pytest.raises(DataError, match=r"missing\.png"):
         Trainer(create_config(inputs, tmp_path / "run", **options))
+    content["annotations"][1]["bbox"][0] = -5
+    (data / "annotations" / "instances_train.json").write_text(json.dumps(content))
     trainer = Trainer(create_config(inputs, tmp_path / "run", skip_bad=True, **options))
     trainer.run()
     assert trainer.train_data.skipped == {"missing image file": 1, "degenerate box": 1}
     assert trainer.step == trainer.total_steps == 1
+    boxes = len(content["annotations"]) - 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: 8")]
+    assert line.startswith(f"train: 8 images, {boxes} boxes, 3 classes; left out: ")
+    assert all(words in line for words in ("1 with missing image file", "1 with degenerate box", "1 boxes clipped"))
+    told = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["data"]["train"]
+    assert (told["images"], told["boxes"], told["classes"]) == (8, boxes, ["blue", "vermilion", "yellow"])
+    assert told["left out"] == trainer.train_data.skipped
+    assert told["notes"]["boxes clipped"] == 1
