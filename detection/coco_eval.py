@@ -22,7 +22,7 @@ from ..files import read_json, write_text
 from .annotations import check_annotations, read_coco
 from .datasets import CocoDataset, collate
 from .defects import DataError, is_finite_number, is_positive_int
-from .masks import _read_runs
+from .masks import read_runs
 
 _STATS = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
@@ -227,12 +227,12 @@ class CocoEvaluation:
             counted = list(self.truth.imgs if image_ids is None else image_ids)
             _check_known(self.truth, results, counted, f"{source}: results" if source else "results")
             self.found = _index(_detections(self.truth, results))
-            self.boxes = self._match("bbox", counted)
+            self.boxes = self._match(self.found, "bbox", counted)
             compares_masks = (not results or has_masks(results)) and has_masks(self.truth.anns.values())
-            self.masks = self._match("segm", counted) if compares_masks else None
+            self.masks = self._match(_by_mask_area(self.found), "segm", counted) if compares_masks else None
 
-    def _match(self, iou_type: str, image_ids: list[int]) -> COCOeval:
-        evaluation = COCOeval(self.truth, self.found, iou_type)
+    def _match(self, found: COCO, iou_type: str, image_ids: list[int]) -> COCOeval:
+        evaluation = COCOeval(self.truth, found, iou_type)
         evaluation.params.imgIds = image_ids
         evaluation.evaluate()
         evaluation.accumulate()
@@ -291,6 +291,17 @@ def _detection(result: dict, number: int) -> dict:
         box = coco_mask.toBbox(result["segmentation"]).tolist()
         area = float(coco_mask.area(result["segmentation"]))
     return {**result, "id": number, "bbox": box, "area": area, "iscrowd": 0}
+
+
+def _by_mask_area(found: COCO) -> COCO:
+    """By size, masks count by their own area, not their box's: what the field does, by taking the boxes out first."""
+    results = found.dataset["annotations"]
+    return _index(
+        {
+            **found.dataset,
+            "annotations": [{**result, "area": float(coco_mask.area(result["segmentation"]))} for result in results],
+        }
+    )
 
 
 def _check_known(truth: COCO, results: list[dict], image_ids: list[int], name: str) -> None:
@@ -379,4 +390,4 @@ def _check_segmentation(where: str, segmentation: object) -> None:
         raise DataError(f"{where}: expected run lengths, an object of size [height, width] in pixels and counts")
     if not isinstance(segmentation.get("counts"), str):
         raise DataError(f"{where}: counts: expected compressed run lengths, a string")
-    _read_runs(where, segmentation, *size)  # pycocotools reads past the end of broken ones
+    read_runs(where, segmentation, *size)  # pycocotools reads past the end of broken ones

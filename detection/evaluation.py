@@ -1,5 +1,6 @@
 """Evaluate a saved detector, or the results file of any program, on a data set."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def evaluate_model(
         run = _read_run(model, read_split(data, split, format, images), options)
     else:
         run = _predicted_run(model, read_split(data, split, format, images), options, accelerator, batch_size, workers)
+    if run.dataset.left_out and accelerator.is_main_process:
+        print(run.dataset.left_out, file=sys.stderr)
     evaluation = CocoEvaluation(run.dataset, run.results, source=run.source)
     metrics = evaluation.metrics()
     if folder is not None and accelerator.is_main_process:

@@ -93,7 +93,7 @@ def encode(where: str, segmentation: object, height: int, width: int) -> bytes:
     if isinstance(segmentation, list):
         counts, area = _trace(where, segmentation, height, width)
     elif isinstance(segmentation, dict):
-        counts, area = _read_runs(where, segmentation, height, width)
+        counts, area = read_runs(where, segmentation, height, width)
     else:
         raise _bad(f"{where}: expected polygons or run lengths, got {show(segmentation)}")
     if not area:
@@ -135,7 +135,14 @@ def _outline(polygon: list) -> float:
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
-def _read_runs(where: str, rle: dict, height: int, width: int) -> tuple[bytes, int]:
+def read_runs(where: str, rle: dict, height: int, width: int) -> tuple[bytes, int]:
+    """Returns checked run lengths, which may cover nothing, in compressed form, and how many pixels they cover.
+
+    Args: as of `encode`.
+
+    Raises:
+        DataError: If they are none, or not of an image of this size.
+    """
     if rle.get("size") != [height, width]:
         raise _bad(
             f"{where}: size: expected the image's [height, width], {[height, width]}, got {show(rle.get('size'))}"

@@ -532,20 +532,22 @@ def test_overfits_a_drawn_image():
     x, y, w, h = drawn.box
     box = torch.tensor([[x, y, x + w, y + h]], dtype=torch.float32)
     target = {"boxes": box, "labels": torch.tensor([drawn.label]), "masks": torch.from_numpy(mask)[None]}
-    options = {"min_size": size, "max_size": size, "box_batch_size_per_image": 64, "box_score_thresh": 0.5}
-    model = cascade(masks=True, **options)
+    proposals = {"rpn_pre_nms_top_n_train": 200, "rpn_post_nms_top_n_train": 100, "box_batch_size_per_image": 16}
+    model = cascade(masks=True, min_size=size, max_size=size, **proposals)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(50):
+    for step in range(80):
+        optimizer.param_groups[0]["lr"] = 0.01 if step < 60 else 0.002
         loss = sum(model.train()([image], [target]).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
         found = model.eval()([image])[0]
-    assert found["labels"].tolist() == [drawn.label]
-    assert box_iou(found["boxes"], box).item() > 0.7
+    assert found["scores"][0] > 0.4  # the best one; chance is 0.25
+    assert found["labels"][0] == drawn.label
+    assert box_iou(found["boxes"][:1], box).item() > 0.7
     drawn_mask, found_mask = torch.from_numpy(mask) > 0, found["masks"][0, 0] > 0.5
-    assert (drawn_mask & found_mask).sum() / (drawn_mask | found_mask).sum() > 0.6
+    assert (drawn_mask & found_mask).sum() / (drawn_mask | found_mask).sum() > 0.7
 
 
 HEADS_KEYS = {

@@ -181,7 +181,9 @@ def with_masks(content: dict, results: list[dict], keep_boxes: bool = True) -> l
 
 
 def by_hand(annotations: Path, results: list[dict], folder: Path, iou_type: str = "bbox", **params) -> list[float]:
-    """The twelve figures of pycocotools from files, in percent."""
+    """The twelve figures of pycocotools from files, in percent. Masks have no boxes then: their own area counts."""
+    if iou_type == "segm":
+        results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
     file = folder / "by_hand.json"
     file.write_text(json.dumps(results))
     with contextlib.redirect_stdout(io.StringIO()):

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -175,7 +176,7 @@ def damage(tmp_path) -> Damage:
 def commands(damage: Damage, detector: Path, *more: str) -> dict[str, list[str]]:
     root, out = str(damage.root), damage.root.parent
     return {
-        "data": ["data", root, "--output", str(out / "report"), *more],
+        "data": ["data", root, "--output", str(out / "report"), "--samples", "0", *more],
         "train": ["train", "--data", root, "--output", str(out / f"run{len(more)}"), *TRAIN, *more],
         "evaluate": ["evaluate", str(detector), root, "--split", "train", "--workers", "0", *more],
     }
@@ -209,17 +210,18 @@ def test_all_damage_at_once_is_named_and_counted_by_real_commands(damage, detect
         assert last_line(done.stderr).startswith("nats: ")
         if name == "data":
             assert all(expected_text(damage, one) in done.stdout for one in TOGETHER)
+            assert all(f"{number} x {reason}" in done.stderr for reason, number in reasons(TOGETHER).items())
         else:
             assert done.stderr.count("\n") == 1
             assert f"{damage.path}: image 16: file_name: expected an image file" in done.stderr
             assert "(and 7 more defects; nats data lists all)" in done.stderr
     for name, arguments in commands(damage, detector, "--skip_bad").items():
-        done = in_process(arguments)
-        assert done.returncode == 0, done.stderr
-        said = done.stdout + done.stderr
-        for reason, number in reasons(TOGETHER).items():
-            phrase = f"{number} x {reason}" if name == "data" else f"{number} with {reason}"
-            assert phrase in said, (name, said)
+        if name != "data":  # which has said the same above
+            done = in_process(arguments)
+            assert done.returncode == 0, done.stderr
+            assert "Traceback" not in done.stderr
+            for reason, number in reasons(TOGETHER).items():
+                assert f"{number} with {reason}" in done.stderr, (name, reason)
 
 
 def reasons(names: list[str]) -> dict[str, int]:
@@ -319,7 +321,7 @@ def test_an_image_that_exif_turns_is_read_as_its_size_was_annotated(damage, anno
             expected = torch.from_numpy(np.array(expected.convert("RGB"))).permute(2, 0, 1) / 255
         assert image.shape == (3, height, width)
         torch.testing.assert_close(torch.as_tensor(image), expected)
-        assert not torch.allclose(torch.as_tensor(image), expected.flip(2), atol=0.1)
+        assert not torch.allclose(torch.as_tensor(image), expected.flip((1, 2)), atol=0.1)
     assert check_annotations(raw, decode=True).notes == {"EXIF rotation": 1}
     twin = CocoDataset.from_raw(raw, transpose=True)
     torch.testing.assert_close(torch.as_tensor(twin[0][0]), expected.mT)
@@ -407,7 +409,7 @@ def test_damage_in_other_formats_is_named_by_every_command(name, tmp_path, detec
         assert named in (printed if command == "data" else last_line(errors))
         assert last_line(errors).startswith("nats: ")
         assert "Traceback" not in errors
-    assert cli.main([*lines["train"], "--skip_bad"]) == 0
+    assert cli.main([*lines["train"], "--skip_bad", "--output", str(tmp_path / "other_run")]) == 0
     assert "left out: 1 with" in "".join(capfd.readouterr())
 
 
@@ -438,10 +440,11 @@ def whole(tmp_path_factory) -> Damage:
     return Damage(tmp_path_factory.mktemp("whole") / "set")
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(st.lists(IMAGE, max_size=2), st.lists(OBJECT, max_size=4), st.booleans(), st.booleans())
 def test_any_entry_is_a_record_or_a_named_defect(whole, images, annotations, decode, masks):
     content = whole_content()
+    content["images"][2:], content["annotations"][4:] = [], []
     content["images"] += copy.deepcopy(images)
     content["annotations"][0]["segmentation"] = [[1, 1, 9, 1, 9, 9]]
     content["annotations"] += copy.deepcopy(annotations)
@@ -451,7 +454,9 @@ def test_any_entry_is_a_record_or_a_named_defect(whole, images, annotations, dec
     assert {defect.reason for defect in checked.defects} <= REASONS
     assert all(defect.message.startswith(f"{whole.path}: ") for defect in checked.defects)
     assert all(len(defect.message.splitlines()) == 1 for defect in checked.defects)
-    bad_images = sum(": image" in defect.message.removeprefix(f"{whole.path}") for defect in checked.defects)
+    bad_images = sum(
+        bool(re.match(r": images?[ \[]", found.message[len(str(whole.path)) :])) for found in checked.defects
+    )
     assert len(checked.images) == len(content["images"]) - bad_images
     if checked.defects:
         with pytest.raises(DataError):
