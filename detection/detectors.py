@@ -13,6 +13,7 @@ from ..genotype import Genotype
 from .backbone import create_body, freeze_stages
 from .detector_config import TRAINABLE_LAYERS, DetectorConfig
 from .frameworks import build_framework
+from .mixed_precision import keep_boxes_exact
 
 ALL_LAYERS = 99  # more stages than any network has
 
@@ -89,9 +90,10 @@ def build_detector(config: DetectorConfig) -> nn.Module:
 
 
 def assemble(config: DetectorConfig, body: nn.Module) -> nn.Module:
-    """Put a framework's modules around a feature extractor; nothing frozen yet."""
+    """Put a framework's modules around a feature extractor; nothing frozen yet. Boxes stay float32 under autocast."""
     detector = build_framework(config, body)
     detector.config = config
+    keep_boxes_exact(detector)
     return detector
 
 

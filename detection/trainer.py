@@ -25,7 +25,6 @@ from .datasets import CocoDataset, collate
 from .detectors import create_detector
 from .hub import save_detector
 from .loop import EpochLoader, ResumableLoop, cosine, set_lr, warmup_factor
-from .mixed_precision import keep_boxes_exact
 from .processes import process_group
 from .run_data import report_data
 from .run_folder import RunFolder, pack_optimizer, unpack_optimizer
@@ -130,7 +129,6 @@ class Trainer(ResumableLoop):
 
     def _prepare(self, detector: nn.Module) -> None:
         config, accelerator = self.config, self.accelerator
-        keep_boxes_exact(detector)
         self.averaged = None
         if config.ema is not None:  # the copy is made before accelerate wraps the detector
             self.averaged = ModelEmaV3(detector, config.ema, use_warmup=True, exclude_buffers=True)
@@ -353,12 +351,7 @@ def image_sizes(detector: nn.Module, sizes: Sequence[int]) -> Iterator[None]:
 
 def evaluate_detector(detector: nn.Module, data: CocoDataset, accelerator: Accelerator, config: RunConfig) -> Metrics:
     """COCO metrics of a detector on a data set."""
-    hooks = keep_boxes_exact(detector)
-    try:
-        return evaluate(data, predict(detector, data, accelerator, config.eval_batch_size, config.workers))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return evaluate(data, predict(detector, data, accelerator, config.eval_batch_size, config.workers))
 
 
 def log_record(metrics: Metrics) -> dict[str, float | None]:

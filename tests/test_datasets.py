@@ -16,9 +16,9 @@ from torchvision import tv_tensors
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from nats_zoo import NatsError
+from nats_zoo.detection.annotations import read_annotations
 from nats_zoo.detection.augment import eval_transforms, train_transforms
 from nats_zoo.detection.coco_eval import evaluate
-from nats_zoo.detection.annotations import read_annotations
 from nats_zoo.detection.datasets import CocoDataset, collate, find_split
 from nats_zoo.detection.defects import DataError
 
