@@ -513,10 +513,13 @@ def test_bf16_autocast():
     whole = losses_of(model, some_images(), targets)
     with torch.autocast("cpu", torch.bfloat16):
         losses = losses_of(model, some_images(), targets)
+        seen = seen_by_pooling(model.roi_heads)
         found = model.eval()(some_images())
     assert all(value.dtype is torch.float32 for value in losses.values())
     assert all(losses[key].item() == pytest.approx(whole[key].item(), rel=0.1, abs=0.05) for key in whole)
     assert all(value.isfinite().all() for value in gradients(sum(losses.values()), model).values())
+    for between in seen[1:]:
+        assert (torch.cat(between) != torch.cat(between).to(torch.bfloat16)).any()
     boxes = torch.cat([one["boxes"] for one in found])
     assert len(boxes)
     assert boxes.dtype is torch.float32

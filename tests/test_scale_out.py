@@ -143,7 +143,7 @@ def test_a_run_with_accumulation_resumes_in_the_middle_of_an_epoch(inputs, tmp_p
         StoppedTrainer(TrainConfig(**stopped)).run()
     Trainer(TrainConfig(**stopped, resume=True)).run()
     check_same_files(tmp_path / "stopped", tmp_path / "whole")
-    (record,) = (json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines())
+    _, record = (json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines())
     for name in ("stopped", "whole"):
         events = EventAccumulator(str(tmp_path / name / "tensorboard"))
         events.Reload()

@@ -469,7 +469,7 @@ def test_killed_behind_an_epoch_and_resumed_equals_uninterrupted(single, tmp_pat
     stopped = {**single, "output": str(tmp_path / "run")}
     code, _ = stop_behind(start(stopped), stopped, TRAIN, signal.SIGKILL)
     assert code == -signal.SIGKILL
-    assert checkpoints(stopped) == [f"step_{TRAIN:06d}"]  # two epochs in all
+    assert _whole_checkpoints(stopped) == [f"step_{TRAIN:06d}"]  # two epochs in all; the next may have been begun
     search({**stopped, "resume": True})
     assert_same_search(stopped, single)
 
