@@ -108,6 +108,9 @@ def _predicted_run(
     detector = from_pretrained(model)
     dataset = CocoDataset.from_raw(raw, masks=detector.config.masks and raw.has_masks(), **options)
     category_ids = match_classes(detector, dataset)
+    if None in category_ids and accelerator.is_main_process:
+        unknown = category_ids.count(None)
+        print(f"left out: {unknown} classes that {model} finds and {raw.path} does not have", file=sys.stderr)
     detector = accelerator.prepare_model(detector, evaluation_mode=True)
     results = predict(detector, dataset, accelerator, batch_size, workers, category_ids=category_ids)
     return _Run(dataset, results, {"batch_size": batch_size}, title=model)

@@ -273,11 +273,12 @@ def test_two_processes_equal_one_byte_for_byte(data, model, tmp_path, capsys):
     assert again.to_dict() == {key: value for key, value in saved.items() if key in again.to_dict()}
 
 
-def test_classes_are_matched_by_name_and_others_dropped(data, tmp_path):
+def test_classes_are_matched_by_name_and_others_dropped(data, tmp_path, capsys):
     """A detector with more classes, in another order, than the data set."""
     names = ("bus", "N/A", "cat", "bird", "dog")
     folder = save_network(tmp_path / "model", "fasterrcnn", num_classes=6, classes=names, detections=600)
     evaluate_model(str(folder), str(data), "val", output=str(tmp_path / "out"))
+    assert f"left out: 2 classes that {folder} finds" in capsys.readouterr().err
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     detector, dataset = from_pretrained(folder), open_split(data, "val")
     ids = {name: key for key, name in CLASSES.items()}
