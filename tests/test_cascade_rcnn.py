@@ -431,8 +431,10 @@ def test_images_may_have_no_proposals(numbers, masks):
 def test_a_head_that_gives_nan_finds_nothing():
     model = heads().eval()
     model.box_predictor[0].bbox_pred.bias.fill_(math.nan)
+    seen = seen_by_pooling(model)
     found, _ = model(some_features(), [some_boxes(5, 20), some_boxes(5, 21)], IMAGES)
     assert [len(one["boxes"]) for one in found] == [0, 0]
+    assert all(one.isfinite().all() for boxes in seen for one in boxes)
 
 
 # Masks
