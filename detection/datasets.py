@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from .annotations import ImageRecord, RawData, check_annotations, read_coco
+from .annotations import CocoAnnotations, ImageRecord, RawData, check_annotations, read_coco
 from .augment import eval_transforms
 from .defects import BadEntry, DataError, listed
 from .image_files import load_image
@@ -135,6 +135,11 @@ class CocoDataset(Dataset):
         content = check_annotations(raw, skip_bad, decode=skip_bad, masks=masks)
         self._content = content.transposed() if transpose else content
         self._epoch = _shared_counter()
+
+    @property
+    def content(self) -> CocoAnnotations:
+        """What the data set holds, checked, without its images' pixels."""
+        return self._content
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ def report_data(folder: RunFolder, accelerator: Accelerator, data: Mapping[str, 
 
 def describe_data(dataset: CocoDataset) -> dict[str, Any]:
     """Counts of a data set as plain data: what can be used, what was left out and why, and what was noticed."""
-    content = dataset._content  # the boxes without their images: decoding those would take as long as an epoch
+    content = dataset.content
     crowds = sum(int(image.iscrowd.sum()) for image in content.images)
     return {
         "images": len(content.images),
