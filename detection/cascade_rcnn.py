@@ -118,9 +118,9 @@ class CascadeRoIHeads(RoIHeads):
 
     In training the first stage samples from the proposals, as in Faster R-CNN; each further one takes all the boxes
     that the stage before made of those, without a gradient, and matches them to objects at its own IoU. The stages'
-    losses, `loss_classifier_1`, `loss_box_reg_1` and so on, count alike; the gradient that they send into the pooled
-    features is divided by the number of stages. In inference the classes' probabilities are averaged over the stages
-    and the boxes are the last stage's.
+    losses, `loss_classifier_1`, `loss_box_reg_1` and so on, have weight 1 each, as in detectron2; the gradient that
+    they send into the pooled features is divided by the number of stages. In inference the classes' probabilities are
+    averaged over the stages and the boxes are the last stage's.
 
     Masks are trained on the foreground that the first stage has sampled, which is the most varied, and found in the
     final boxes.
@@ -216,14 +216,14 @@ class CascadeRoIHeads(RoIHeads):
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         logits, regression = self._run_stage(0, features, proposals, image_shapes)
-        probabilities = logits.float().softmax(-1)
+        probabilities = _full_precision(logits).softmax(-1)
         for stage in range(1, self.num_stages):
             proposals = self._refine(stage - 1, regression, proposals, image_shapes)
             logits, regression = self._run_stage(stage, features, proposals, image_shapes)
-            probabilities = probabilities + logits.float().softmax(-1)
+            probabilities = probabilities + _full_precision(logits).softmax(-1)
         # RoIHeads takes logits, and a box for each class
         mean = (probabilities / self.num_stages).log()
-        boxes = regression.float().repeat(1, mean.shape[-1])
+        boxes = _full_precision(regression).repeat(1, mean.shape[-1])
         found = self.postprocess_detections(mean, boxes, proposals, image_shapes)
         detections = [
             {"boxes": boxes, "labels": labels, "scores": scores}
@@ -246,7 +246,7 @@ class CascadeRoIHeads(RoIHeads):
         self, stage: int, regression: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[Tensor]:
         """The boxes that a stage made of its proposals, inside the images."""
-        boxes = self.box_coders[stage].decode(regression.float(), proposals).reshape(-1, 4)
+        boxes = self.box_coders[stage].decode(_full_precision(regression), proposals).reshape(-1, 4)
         boxes = boxes.nan_to_num()  # of heads that have diverged: the next stage can not pool at NaN
         parts = boxes.split([len(one) for one in proposals])
         return [clip_boxes_to_image(part, shape) for part, shape in zip(parts, image_shapes, strict=True)]
@@ -328,6 +328,11 @@ def _check_parts(of_boxes: dict[str, Sequence[Any]], of_masks: dict[str, nn.Modu
     missing = [key for key, part in of_masks.items() if part is None]
     if missing and len(missing) < len(of_masks):
         raise ValueError(f"{missing[0]}: is missing; masks need all of {', '.join(of_masks)}")
+
+
+def _full_precision(values: Tensor) -> Tensor:
+    """In float32 if they are in a lower precision, as under autocast; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class _ScaledGradient(torch.autograd.Function):

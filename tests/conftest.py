@@ -11,12 +11,30 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from hypothesis import settings
 from timm.layers import Conv2dSame
 from torch.nn.modules.batchnorm import _BatchNorm
 
 settings.register_profile("nats_zoo", deadline=None, print_blob=True)  # a busy machine is no failure
 settings.load_profile("nats_zoo")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """One thread for a module's runs, as in the processes that they are compared with: others add in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate keeps the precision of a process's first Accelerator; forget it before and after a test."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Cascade R-CNN against torchvision's own heads, against hand computations, and on an image that it learns."""
 
+import inspect
 import math
 
 import numpy as np
@@ -398,6 +399,39 @@ def test_a_stage_of_whose_boxes_none_are_left_has_zero_losses():
     assert all(parameter.grad is not None for parameter in model.parameters())  # what distributed training needs
 
 
+@pytest.mark.parametrize(("side", "kept"), [(0.02, True), (0.005, False)])
+def test_boxes_without_area_are_not_handed_on(side, kept):
+    """The first stage shrinks boxes of 20 pixels: its last two numbers are 5 times the logarithm of the ratio."""
+    shrink = WEIGHTS[0][2] * math.log(side / 20)
+    model = constant_heads([[0.0, 0, shrink, shrink], [0.0] * 4, [0.0] * 4], [[0.0] * CLASSES] * STAGES)
+    seen = seen_by_pooling(model)
+    target = {"boxes": torch.tensor([[5.0, 10, 25, 30]]), "labels": torch.tensor([1])}
+    features = {key: value[:1] for key, value in some_features().items()}
+    losses_of(model, features, [target["boxes"]], IMAGES[:1], [target])
+    assert [len(boxes[0]) for boxes in seen] == [2, 2 * kept, 2 * kept]
+
+
+def test_labels_may_be_of_any_integer_type(sampled_whole):
+    model, features, proposals, targets = sampled_whole
+    narrow = [target | {"labels": target["labels"].to(torch.int32)} for target in targets]
+    wanted = losses_of(model, features, proposals, IMAGES, targets)
+    assert same(losses_of(model, features, proposals, IMAGES, narrow), wanted)
+
+
+def test_float64_is_kept(sampled_whole):
+    model, features, proposals, targets = sampled_whole
+    features = {key: value.detach().double() for key, value in features.items()}
+    proposals = [boxes.double() for boxes in proposals]
+    targets = [target | {"boxes": target["boxes"].double()} for target in targets]
+    found = losses_of(model.double(), features, proposals, IMAGES, targets)
+    wanted = training_by_hand(model, features, proposals, targets)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        (one, _), _ = model.eval()(features, proposals, IMAGES)
+    assert len(one["boxes"])
+    assert one["boxes"].dtype is one["scores"].dtype is torch.float64
+
+
 # Evaluation
 
 
@@ -528,6 +562,18 @@ def test_bf16_autocast():
     assert (boxes != boxes.to(torch.bfloat16)).any()
 
 
+def test_channels_last_gives_the_same():
+    model = cascade(masks=True)
+    losses = losses_of(model, some_images(), some_targets())
+    with torch.no_grad():
+        wanted = model.eval()(some_images())
+        model.to(memory_format=torch.channels_last)
+        found = model(some_images())
+    assert same(losses_of(model, some_images(), some_targets()), losses)
+    assert all(same(one, other) for one, other in zip(found, wanted, strict=True))
+    assert len(found[0]["boxes"])
+
+
 def test_overfits_a_drawn_image():
     rng = np.random.default_rng(3)
     size = 96
@@ -607,6 +653,17 @@ def test_created_by_name_saved_and_loaded(masks, tmp_path):
     assert all(same(one, other) for one, other in zip(found, wanted, strict=True))
     assert len(wanted[0]["boxes"]) == 6
     assert ("masks" in wanted[0]) is masks
+
+
+def test_defaults_are_fasterrcnns():
+    ours, theirs = (inspect.signature(one).parameters for one in (CascadeRCNN, FasterRCNN))
+    shared = {name for name in ours.keys() & theirs.keys() if name.startswith("box_")}
+    assert shared >= {"box_score_thresh", "box_nms_thresh", "box_batch_size_per_image", "box_positive_fraction"}
+    assert all(ours[name].default == theirs[name].default for name in shared)
+    model = CascadeRCNN(Backbone(), CLASSES).roi_heads
+    wanted = FasterRCNN(Backbone(), CLASSES).roi_heads
+    assert [str(head) for head in model.box_head] == [str(wanted.box_head)] * STAGES
+    assert str(model.box_roi_pool) == str(wanted.box_roi_pool)
 
 
 # Bad arguments

@@ -15,6 +15,8 @@ from nats_zoo.detection import TrainConfig, Trainer, from_pretrained
 from nats_zoo.detection.drawn import draw_dataset
 from nats_zoo.detection.trainer import evaluate_detector
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 DECAY = 0.5
 STEPS = 8
 
@@ -45,14 +47,6 @@ class RecordingTrainer(Trainer):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
     return str(draw_dataset(tmp_path_factory.mktemp("ema") / "data", train=8, val=3, test=0, size=64, distance=8))
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """accelerate keeps the precision of a process's first Accelerator."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

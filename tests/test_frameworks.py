@@ -21,6 +21,8 @@ from nats_zoo.detection.drawn import draw_dataset
 from nats_zoo.detection.loop import Interrupted
 from tests.hub_server import OWNER_TOKEN, HubProcess
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GENOTYPE = {
     "format": 1,
     "architecture": "resnet18",
@@ -34,15 +36,6 @@ LOSSES = {
     "retinanet": {"classification", "bbox_regression"},
     "fcos": {"classification", "bbox_regression", "bbox_ctrness"},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """A resumed run equals an uninterrupted one to the bit with the same single thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.models import save_for_hf
@@ -27,15 +26,10 @@ from nats_zoo.detection.loop import Interrupted
 from nats_zoo.detection.run_folder import RunError
 from tests.mean_loop import MeanLoop
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 SCRIPT = Path(__file__).with_name("mean_loop.py")
 IMAGES = 7
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -36,27 +36,12 @@ from nats_zoo.detection.loop import EpochLoader, Interrupted
 from nats_zoo.detection.run_folder import RunError
 from nats_zoo.detection.trainer import synchronise_norms
 
+pytestmark = pytest.mark.usefixtures("one_thread", "fresh_accelerate")
+
 BACKBONE = "mobilenetv3_small_050"  # small files and fast steps, with batch norm
 TRAIN_IMAGES, BATCH, EPOCHS = 8, 2, 3
 LR = 0.002
 STEPS = TRAIN_IMAGES // BATCH  # per epoch
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in the processes that runs are compared with."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """accelerate keeps the precision of a process's first Accelerator."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -12,19 +12,13 @@ from nats_zoo import NatsError
 from nats_zoo.detection import TrainConfig, Trainer, from_pretrained
 from nats_zoo.detection.drawn import draw_dataset
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 OPTIONS = {
     **{"backbone": "mobilenetv3_small_050", "weights": None, "fpn_channels": 16, "head_size": 16, "roi_samples": 32},
     **{"min_size": 64, "anchor_sizes": (8, 16, 32, 64, 128), "batch_size": 2, "workers": 0, "epochs": 3},
     **{"lr_per_image": 0.002, "warmup_steps": 2, "lr_steps": ()},
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """accelerate keeps the precision of a process's first Accelerator."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
