@@ -33,15 +33,15 @@ from nats_zoo.search.profile import device_name
 
 GOAL = 90.0
 SPLIT = "few"
-# Anchors smaller than torchvision's, as most objects are small; RetinaNet has none at stride 4. The heads of RetinaNet
-# and FCOS are as wide as the pyramid, and RetinaNet's, begun with weights of 0.01, hardly learns at fewer channels than
-# 256; one-stage detectors also want more steps. FCOS returns nothing below a score of 0.2 by itself.
+# Anchors smaller than torchvision's, as most objects are small. The heads of RetinaNet and FCOS are as wide as the
+# pyramid. RetinaNet's head begins with weights of 0.01: at fewer channels than 256 it hardly learns, and at 256 nothing
+# happens for the first hundred steps. FCOS returns nothing below a score of 0.2 by itself.
 ANCHORS = {"anchor_sizes": (16, 32, 64, 128, 256)}
 FRAMEWORK_OPTIONS = {
     "fasterrcnn": ANCHORS,
     "maskrcnn": ANCHORS,
     "cascade_rcnn": ANCHORS | {"masks": True},
-    "retinanet": {"anchor_sizes": (8, 16, 32, 64, 128), "fpn_channels": 256, "batch_size": 2},
+    "retinanet": ANCHORS | {"fpn_channels": 256, "batch_size": 2, "lr_per_image": 0.01, "epochs": 120},
     "fcos": {"fpn_channels": 256, "batch_size": 2, "score_thresh": 0.05},
 }
 
@@ -84,7 +84,6 @@ def train_config(framework: str, backbone: str, data: Path, output: Path, args: 
         max_size=2 * args.size,
         batch_size=args.batch,
         epochs=args.epochs,
-        eval_every=args.epochs,
         lr_per_image=args.lr_per_image,
         lr_schedule="cosine",
         warmup_steps=20,
@@ -94,7 +93,8 @@ def train_config(framework: str, backbone: str, data: Path, output: Path, args: 
         workers=0,
         seed=args.seed,
     )
-    return TrainConfig(**options | FRAMEWORK_OPTIONS[framework])
+    options |= FRAMEWORK_OPTIONS[framework]
+    return TrainConfig(**options, eval_every=options["epochs"])
 
 
 def measure(framework: str, backbone: str, data: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -111,11 +111,13 @@ def measure(framework: str, backbone: str, data: Path, args: argparse.Namespace)
 
 
 def describe(framework: str, backbone: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that tell a row from others."""
-    keys = ("split", "images", "size", "epochs", "batch", "lr_per_image", "fpn_channels", "head_size", "roi_samples")
-    settings = {key: getattr(args, key) for key in (*keys, "precision", "seed")}
+    """The settings that tell a row from others, as the framework's options leave them."""
+    config = train_config(framework, backbone, Path(args.data), Path("run"), args)
+    keys = ("min_size", "epochs", "batch_size", "lr_per_image", "fpn_channels", "head_size", "roi_samples", "precision")
     weights = "random" if args.weights is None else Path(args.weights).name
-    return {"framework": framework, "backbone": backbone, "data": Path(args.data).name, "weights": weights, **settings}
+    data = {"data": Path(args.data).name, "split": args.split, "images": args.images, "weights": weights}
+    settings = {key: getattr(config, key) for key in (*keys, "seed")}
+    return {"framework": framework, "backbone": backbone, **data, **settings}
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
