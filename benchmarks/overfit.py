@@ -41,7 +41,7 @@ FRAMEWORK_OPTIONS = {
     "fasterrcnn": ANCHORS,
     "maskrcnn": ANCHORS,
     "cascade_rcnn": ANCHORS | {"masks": True},
-    "retinanet": ANCHORS | {"fpn_channels": 256, "batch_size": 2, "lr_per_image": 0.01, "epochs": 120},
+    "retinanet": ANCHORS | {"fpn_channels": 256, "batch_size": 2},
     "fcos": {"fpn_channels": 256, "batch_size": 2, "score_thresh": 0.05},
 }
 
