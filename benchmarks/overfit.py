@@ -38,13 +38,13 @@ SPLIT = "few"
 # happens for the first two hundred steps, so that its learning rate must not fall early. FCOS returns nothing below a
 # score of 0.2 by itself.
 ANCHORS = {"anchor_sizes": (16, 32, 64, 128, 256)}
+LONGER = {"epochs": 160, "lr_schedule": "steps", "lr_steps": (140,)}
 FRAMEWORK_OPTIONS = {
     "fasterrcnn": ANCHORS,
     "maskrcnn": ANCHORS,
     "cascade_rcnn": ANCHORS | {"masks": True},
-    "retinanet": ANCHORS
-    | {"fpn_channels": 256, "batch_size": 2, "lr_schedule": "steps", "lr_steps": (140,), "epochs": 160},
-    "fcos": {"fpn_channels": 256, "batch_size": 2, "score_thresh": 0.05},
+    "retinanet": ANCHORS | {"fpn_channels": 256, "batch_size": 2} | LONGER,
+    "fcos": {"fpn_channels": 256, "batch_size": 2, "score_thresh": 0.05} | LONGER,
 }
 
 
