@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from ..files import atomic_file
 from .annotations import ImageRecord
 from .data_check import CheckedSplit, Row, rows
-from .drawing import MIN_SHORT_SIDE, PALETTE, _font, _shorten, draw_detections
+from .drawing import MIN_SHORT_SIDE, PALETTE, draw_detections, load_font, shorten
 from .image_files import load_image
 from .masks import ImageMasks
 
@@ -148,7 +148,7 @@ class _Planes(Sequence):
 
 def _lay_out(sections: Mapping[str, Sequence[Sample]]) -> Image.Image:
     """A sheet with a heading for each section, over rows of samples with captions."""
-    head, small = _font(HEADING), _font(CAPTION)
+    head, small = load_font(HEADING), load_font(CAPTION)
     columns = min(COLUMNS, max(map(len, sections.values())))
     width = max(sample.image.width for samples in sections.values() for sample in samples)
     lines = {
@@ -160,13 +160,13 @@ def _lay_out(sections: Mapping[str, Sequence[Sample]]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     top = GAP
     for title in sections:
-        draw.text((GAP, top), _shorten(title, head, sheet.width - 2 * GAP), fill="black", font=head)
+        draw.text((GAP, top), shorten(title, head, sheet.width - 2 * GAP), fill="black", font=head)
         top += 2 * HEADING
         for line in lines[title]:
             for column, sample in enumerate(line):
                 left = GAP + column * (width + GAP)
                 sheet.paste(sample.image, (left, top))
-                caption = _shorten(sample.caption, small, width)
+                caption = shorten(sample.caption, small, width)
                 draw.text((left, top + sample.image.height + CAPTION // 4), caption, fill="black", font=small)
             top += step[title]
     return sheet

@@ -159,7 +159,8 @@ def _shown(boxes: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor | Non
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of all pictures, `size` in pixels."""
     # matplotlib ships DejaVu Sans: the same letters on every machine, beyond Latin too
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
@@ -170,7 +171,7 @@ def _choose_style(size: tuple[int, int], boxes: Sequence[Sequence[float]]) -> _S
     sides = sorted(min(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes)
     by_object = sides[len(sides) // 2] / 4
     font = max(MIN_FONT_SIZE, round(min(short / 42, max(short / 70, by_object))))
-    return _Style(_font(font), max(2, font // 5), max(2, round(font / 7)))
+    return _Style(load_font(font), max(2, font // 5), max(2, round(font / 7)))
 
 
 def _paint_masks(
@@ -270,7 +271,7 @@ def _draw_labels(canvas: Image.Image, found: Sequence[_Object], classes: Sequenc
     height = sum(font.getmetrics()) + margin
     if height > canvas.height or font.getlength("…") + 2 * margin > canvas.width:
         return  # a strip of pixels has room for no letter
-    texts = [[_shorten(text, font, canvas.width - 2 * margin) for text in _forms(item, classes)] for item in found]
+    texts = [[shorten(text, font, canvas.width - 2 * margin) for text in _forms(item, classes)] for item in found]
     sizes = [[(math.ceil(font.getlength(text)) + 2 * margin, height) for text in forms] for forms in texts]
     outlines = [_outline(item.box, _line_width(item.box, style.line), canvas.size) for item in found]
     places = place_labels([(x1, y1, x2 + 1, y2 + 1) for x1, y1, x2, y2 in outlines], sizes, canvas.size)
@@ -291,7 +292,8 @@ def _forms(item: _Object, classes: Sequence[str]) -> list[str]:
     return [*(f"{name} {score}" for name in names), score]
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Cut a text, with an ellipsis, to a width in pixels."""
     if font.getlength(text) <= width:
         return text
     fits = (text[:end] + "…" for end in range(len(text) - 1, 0, -1) if font.getlength(text[:end] + "…") <= width)
@@ -300,7 +302,7 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 def _lay_out(columns: Mapping[str, Sequence[Image.Image]], cell: tuple[int, int]) -> Image.Image:
     gap = max(6, cell[0] // 40)
-    font = _font(max(MIN_FONT_SIZE, cell[0] // 20))
+    font = load_font(max(MIN_FONT_SIZE, cell[0] // 20))
     top = 2 * gap + sum(font.getmetrics())
     rows = len(next(iter(columns.values())))
     size = (gap + len(columns) * (cell[0] + gap), top + rows * (cell[1] + gap))
@@ -308,7 +310,7 @@ def _lay_out(columns: Mapping[str, Sequence[Image.Image]], cell: tuple[int, int]
     draw = ImageDraw.Draw(sheet)
     for column, (title, images) in enumerate(columns.items()):
         left = gap + column * (cell[0] + gap)
-        draw.text((left + cell[0] / 2, gap), _shorten(title, font, cell[0]), fill="black", font=font, anchor="ma")
+        draw.text((left + cell[0] / 2, gap), shorten(title, font, cell[0]), fill="black", font=font, anchor="ma")
         for row, image in enumerate(images):
             fitted = ImageOps.contain(image.convert("RGB"), cell)
             centre = ((cell[0] - fitted.width) // 2, (cell[1] - fitted.height) // 2)

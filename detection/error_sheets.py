@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from ..files import atomic_file
 from .coco_eval import CocoEvaluation, has_masks
 from .datasets import CocoDataset
-from .drawing import _font, _shorten, draw_detections
+from .drawing import draw_detections, load_font, shorten
 from .eval_errors import FalsePositive, Missed
 
 MOST_ERRORS = 12
@@ -95,10 +95,10 @@ class ErrorSheets:
         top = 3 * HEADING
         rows = math.ceil(len(shown) / columns)
         sheet = Image.new("RGB", (GAP + columns * (width + GAP), top + rows * height), "white")
-        draw, font = ImageDraw.Draw(sheet), _font(HEADING)
-        draw.text((GAP, GAP), _shorten(title, font, sheet.width - 2 * GAP), fill="black", font=font)
-        small = _font(CAPTION)
-        note = _shorten("left: ground truth; right: detections", small, sheet.width - 2 * GAP)
+        draw, font = ImageDraw.Draw(sheet), load_font(HEADING)
+        draw.text((GAP, GAP), shorten(title, font, sheet.width - 2 * GAP), fill="black", font=font)
+        small = load_font(CAPTION)
+        note = shorten("left: ground truth; right: detections", small, sheet.width - 2 * GAP)
         draw.text((GAP, GAP + 1.4 * HEADING), note, fill="#555555", font=small)
         for number, error in enumerate(shown):
             row, column = divmod(number, columns)
@@ -122,9 +122,9 @@ class ErrorSheets:
             sheet.paste(BACKGROUND, (x + offset, y, x + offset + PANEL, y + PANEL))
             centred = x + offset + (PANEL - picture.width) // 2, y + (PANEL - picture.height) // 2
             sheet.paste(picture, centred)
-        draw, font = ImageDraw.Draw(sheet), _font(CAPTION)
+        draw, font = ImageDraw.Draw(sheet), load_font(CAPTION)
         for line, text in enumerate((self._describe(error), self.dataset.path(self.indices[image_id]).name)):
-            cut = _shorten(text, font, 2 * PANEL)
+            cut = shorten(text, font, 2 * PANEL)
             ink = "#555555" if line else "black"
             draw.text((x, y + PANEL + 4 + line * (CAPTION + 5)), cut, fill=ink, font=font)
 

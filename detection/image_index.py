@@ -11,11 +11,10 @@ from tqdm import tqdm
 
 from ..errors import one_line
 from .defects import BadEntry
+from .image_files import ORIENTATION, TURNED
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 THREADS = 8  # headers are waited for, not computed
-ORIENTATION = 0x0112  # EXIF's tag
-TURNED = (5, 6, 7, 8)  # its values for images whose rows and columns change places for display
 
 
 def exists(path: Path) -> bool:

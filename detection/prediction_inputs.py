@@ -4,14 +4,13 @@ import glob
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from ..errors import NatsError
+from .image_files import ORIENTATION, TURNED
+from .image_index import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
-
-TURNED = (5, 6, 7, 8)  # EXIF's orientations in which rows and columns change places
 
 
 def is_video(path: Path) -> bool:
@@ -87,7 +86,7 @@ def measure_image(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             size = image.size
-            is_turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
+            is_turned = image.getexif().get(ORIENTATION) in TURNED
             image.draft(None, (1, 1))  # a JPEG is read to its end all the same, and computed at an eighth of its size
             image.load()
     except Exception as error:  # see open_image
