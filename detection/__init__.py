@@ -3,8 +3,8 @@
 from .coco_eval import Metrics, evaluate, predict
 from .datasets import CocoDataset, DataError
 from .detector_config import DetectorConfig
+from .detector_folder import from_pretrained, save_detector
 from .detectors import create_detector
-from .hub import from_pretrained, save_detector
 from .trainer import TrainConfig, Trainer
 
 __all__ = [

@@ -13,8 +13,8 @@ from .annotations import RawData
 from .coco_eval import CocoEvaluation, Metrics, has_masks, load_results, predict, save_results
 from .config import Precision, check_at_least
 from .datasets import CocoDataset
+from .detector_folder import from_pretrained
 from .formats import Format, read_split
-from .hub import from_pretrained
 from .trainer import create_accelerator
 
 REPORT_OUTPUT = "evaluation"

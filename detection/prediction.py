@@ -30,8 +30,8 @@ from tqdm import tqdm
 from ..errors import NatsError
 from ..files import atomic_file, write_json
 from .config import Precision, check_at_least
+from .detector_folder import from_pretrained
 from .drawing import draw_detections
-from .hub import from_pretrained
 from .mixed_precision import check_precision, mixed_precision
 from .pipeline import Speed, next_chunks, run_ahead
 from .prediction_inputs import find_images, is_video, measure_image, open_image, plan_batches

@@ -22,8 +22,8 @@ from .augment import train_transforms
 from .coco_eval import Metrics, evaluate, predict
 from .config import Precision, RunConfig, check_at_least
 from .datasets import CocoDataset, collate
+from .detector_folder import save_detector
 from .detectors import create_detector
-from .hub import save_detector
 from .loop import EpochLoader, ResumableLoop, cosine, set_lr, warmup_factor
 from .processes import process_group
 from .run_data import report_data

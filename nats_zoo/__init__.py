@@ -7,10 +7,11 @@ imported on first use.
 import importlib
 
 from . import nats_any, nats_resnet  # registers the variants
+from .backbone_folder import from_pretrained, save_backbone
 from .batch_norm import recalibrate_bn
 from .errors import GenotypeError, NatsError
 from .genotype import Genotype, Run, published_genotypes
-from .hub import from_pretrained, publish, save_backbone
+from .publishing import publish
 from .regrouped_conv import RegroupedConv2d
 from .stages import searchable_convs
 from .transform import to_plain, transform

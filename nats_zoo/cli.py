@@ -498,7 +498,7 @@ def convert(
             so, else 1e-5.
     """
     from .detection.convert import from_torchvision
-    from .detection.hub import save_detector
+    from .detection.detector_folder import save_detector
 
     detector = from_torchvision(checkpoint, backbone, classes, epsilon)
     folder = save_detector(detector, output)
@@ -549,7 +549,7 @@ def publish(
     """Publish a backbone's or detector's folder on the Hugging Face Hub, in one commit.
 
     Args:
-        folder: what `nats train` wrote (model/ or best/), or `nats_zoo.hub.save_backbone`.
+        folder: what `nats train` wrote (model/ or best/), or `nats_zoo.save_backbone`.
         repo: ORG/NAME; created if it is not there.
         private: create it as a private repository.
         revision: branch to commit to.
@@ -557,7 +557,7 @@ def publish(
         message: commit message.
         dry_run: print what would be uploaded, and do nothing.
     """
-    from .hub import publish as publish_folder
+    from .publishing import publish as publish_folder
 
     print(publish_folder(folder, repo, private, revision, tag, message, dry_run=dry_run))
 

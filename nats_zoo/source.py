@@ -12,13 +12,16 @@ from timm.models import split_model_name_tag
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .backbone_folder import check_backbone
 from .errors import NatsError, one_line
 from .genotype import Genotype, published_genotypes, resolve_genotype
-from .hub import CONFIG_NAME, WEIGHTS_NAME, check_backbone, read_config, resolve_folder
+from .hub_client import resolve_folder
+from .model_folder import read_config
 from .nats_any import NAME as NATS_ANY
 from .nats_resnet import DEFAULT_GENOTYPES
 from .transform import VARIANT_PREFIX
 from .weights import weights_overlay
+from .weights_file import CONFIG_NAME, WEIGHTS_NAME
 
 GENOTYPE_NAME = "genotype.json"  # what a search writes into its folder
 RANDOM, PRETRAINED = "random", "pretrained"

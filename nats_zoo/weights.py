@@ -6,12 +6,12 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from .errors import NatsError, one_line
-from .hub import CONFIG_NAME, WEIGHTS_NAME, read_config, resolve_folder
+from .errors import NatsError
+from .hub_client import resolve_folder
+from .model_folder import read_config
+from .weights_file import CONFIG_NAME, WEIGHTS_NAME, load_weights
 
 BODY = "backbone.body."  # where a detector's state dict holds its backbone's
 
@@ -32,7 +32,7 @@ def weights_overlay(
         NatsError: weights that can not be read, or of another network.
     """
     path = Path(weights) if weights.endswith(".safetensors") else resolve_folder(weights)
-    tensors, cfg = _read_folder(path) if path.is_dir() else (_read_tensors(path), {})
+    tensors, cfg = _read_folder(path) if path.is_dir() else (load_weights(path), {})
     head = {"num_classes": 0} if headless else {key: cfg[key] for key in ("num_classes",) if key in cfg}
     _check_weights(architecture, {**(arguments or {}), **head}, tensors, weights)
     return {**cfg, "state_dict": tensors, "file": None, "hf_hub_id": None, "url": ""}
@@ -41,7 +41,7 @@ def weights_overlay(
 def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and pretrained cfg of a timm model's folder, or of the backbone in a detector's folder."""
     config = read_config(folder)
-    tensors = _read_tensors(folder / WEIGHTS_NAME)
+    tensors = load_weights(folder / WEIGHTS_NAME)
     if "framework" in config:
         tensors = {key.removeprefix(BODY): value for key, value in tensors.items() if key.startswith(BODY)}
         return tensors, {"mean": config.get("image_mean"), "std": config.get("image_std")}
@@ -50,15 +50,6 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise NatsError(f"{folder / CONFIG_NAME}: expected a timm config with the key 'pretrained_cfg'")
     kept = {key: cfg[key] for key in ("mean", "std", "num_classes", "classifier", "input_size") if key in cfg}
     return tensors, kept | {key: config[key] for key in ("num_classes",) if key in config}
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except OSError as error:
-        raise NatsError(f"{file}: can not be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise NatsError(f"{file}: not a safetensors file: {one_line(error)}") from error
 
 
 def _check_weights(architecture: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from ..detection.coco_eval import Metrics
 from ..detection.datasets import CocoDataset, find_split
+from ..detection.detector_folder import from_pretrained
 from ..detection.drawing import comparison_sheet, draw_detections
 from ..detection.drawn import draw_dataset
 from ..detection.evaluation import evaluate_model
-from ..detection.hub import from_pretrained
 from ..detection.loop import Interrupted
 from ..detection.prediction import detect, draw_found, open_image
 from ..detection.trainer import TrainConfig, Trainer

@@ -26,7 +26,7 @@ from ..figures import (
 )
 from ..files import atomic_folder, read_json, write_text
 from ..genotype import Dilation, Genotype
-from ..hub import card_table
+from ..model_card import card_table
 from ..run_log import Record, has_key, latest, read_log
 from ..transform import VARIANT_PREFIX
 from .config import SearchConfig

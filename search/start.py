@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..detection.datasets import CocoDataset
-from ..detection.hub import from_pretrained, read_detector_config
+from ..detection.detector_folder import from_pretrained, read_detector_config
 from ..detection.trainer import create_run_detector, in_memory_format, open_split
-from ..hub import resolve_folder
+from ..hub_client import resolve_folder
 from .config import SearchConfig
 from .space import SearchError
 

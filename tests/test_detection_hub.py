@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nats_zoo import Genotype, NatsError, __version__, hub
+import nats_zoo
+from nats_zoo import Genotype, NatsError, __version__, weights_file
 from nats_zoo.detection import DetectorConfig, Metrics, create_detector, from_pretrained, save_detector
 from nats_zoo.detection.datasets import CocoDataset
 from nats_zoo.detection.detectors import build_detector
@@ -107,7 +108,7 @@ def edit_config(folder: Path, change: Callable[[dict], object]) -> None:
 
 def rewrite_weights(folder: Path, change: Callable[[dict], object], keep_metadata: bool = True) -> None:
     path = folder / "model.safetensors"
-    metadata = hub.safetensors_metadata(path) if keep_metadata else None
+    metadata = weights_file.safetensors_metadata(path) if keep_metadata else None
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata)
@@ -150,7 +151,7 @@ def test_a_folder_holds_config_weights_card_and_chart(saved, kind, charts):
     assert config.pop("nats_zoo_version") == __version__
     assert DetectorConfig.from_dict(config) == from_pretrained(saved[kind]).config
     fingerprint = GENOTYPE.fingerprint() if kind == "regrouped" else "plain"
-    assert hub.safetensors_metadata(files["model.safetensors"])["genotype_sha256"] == fingerprint
+    assert weights_file.safetensors_metadata(files["model.safetensors"])["genotype_sha256"] == fingerprint
 
 
 def test_the_card_says_what_a_user_has_to_know(saved):
@@ -262,15 +263,15 @@ def test_a_folder_that_is_no_detector_is_neither_loaded_nor_published(plain_fold
     assert words in message
     assert str(plain_folder) in message
     with pytest.raises(NatsError):
-        hub.publish(plain_folder, "org/detector", dry_run=True)
+        nats_zoo.publish(plain_folder, "org/detector", dry_run=True)
 
 
 def test_detectors_and_backbones_are_not_mistaken_for_each_other(folder, tmp_path):
     model = timm.create_model("nats_resnet18", genotype=GENOTYPE, num_classes=0)
-    backbone = hub.save_backbone(model, tmp_path / "backbone")
+    backbone = nats_zoo.save_backbone(model, tmp_path / "backbone")
     assert f"{backbone / 'config.json'}: key 'framework' is missing, expected a detector's config" in refusal(backbone)
     with pytest.raises(NatsError, match="expected a backbone's genotype"):
-        hub.from_pretrained(folder)
+        nats_zoo.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("source", ["no/such/folder", "nothing", "/no/such", "../x"])
@@ -304,7 +305,8 @@ import json, re, sys
 from safetensors.torch import load_file, save_file
 
 import nats_zoo
-from nats_zoo import hub
+import nats_zoo
+from nats_zoo import hub_client
 from nats_zoo.detection import create_detector, from_pretrained
 
 regrouped, plain, token, cache, image_file, output_file = sys.argv[1:]
@@ -316,13 +318,13 @@ def attempt(function, *args, **kwargs):
     except nats_zoo.NatsError as error:
         return f"NatsError: {error}"
 
-hub.publish(regrouped, "org/detector", token=token, tag="v1")
-hub.publish(plain, "org/detector", token=token)
+nats_zoo.publish(regrouped, "org/detector", token=token, tag="v1")
+nats_zoo.publish(plain, "org/detector", token=token)
 outputs = {}
 for name, revision in (("plain", None), ("regrouped", "v1")):
     found = from_pretrained("org/detector", revision=revision, cache_dir=cache)([image])[0]
     outputs.update({f"{name}.{key}": tensor.detach() for key, tensor in found.items()})
-card = (hub.resolve_folder("org/detector", "v1", cache_dir=cache) / "README.md").read_text(encoding="utf-8")
+card = (hub_client.resolve_folder("org/detector", "v1", cache_dir=cache) / "README.md").read_text(encoding="utf-8")
 pasted = {"image": image}
 exec(re.search("```python\\n(.*?)```", card, re.DOTALL)[1], pasted)
 outputs.update({f"card.{key}": tensor.detach() for key, tensor in pasted["predictions"][0].items()})
@@ -330,7 +332,7 @@ save_file(outputs, output_file)
 print(json.dumps({
     "nothing": attempt(from_pretrained, "org/nothing"),
     "revision": attempt(from_pretrained, "org/detector", revision="v9"),
-    "backbone": attempt(hub.from_pretrained, "org/detector"),
+    "backbone": attempt(nats_zoo.from_pretrained, "org/detector"),
     "weights": attempt(create_detector, backbone="mobilenetv3_small_050", weights="org/nothing"),
     "pretrained": attempt(create_detector, backbone="mobilenetv3_small_050", weights="pretrained"),
 }))

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nats_zoo
-from nats_zoo import Genotype, NatsError, hub
+from nats_zoo import Genotype, NatsError, model_folder, weights_file
 from tests.hub_server import OWNER_TOKEN, STRANGER_TOKEN, HubProcess
 
 CHANNELS = (16, 24, 32, 48)  # a slim resnet18: 1 MB instead of 45
@@ -62,7 +62,7 @@ def image() -> torch.Tensor:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("saved") / "backbone"
-    return hub.save_backbone(build(random_genotype(1)), path, metrics={"AP": 41.5})
+    return nats_zoo.save_backbone(build(random_genotype(1)), path, metrics={"AP": 41.5})
 
 
 @pytest.fixture
@@ -93,9 +93,9 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 
 def test_a_saved_backbone_computes_the_same_bit_for_bit(folder, image):
     expected = run(build(random_genotype(1)), image)
-    assert torch.equal(run(hub.from_pretrained(folder), image), expected)
+    assert torch.equal(run(nats_zoo.from_pretrained(folder), image), expected)
     assert torch.equal(run(timm.create_model(f"local-dir:{folder}", pretrained=True), image), expected)
-    assert hub.from_pretrained(folder).genotype == random_genotype(1)
+    assert nats_zoo.from_pretrained(folder).genotype == random_genotype(1)
 
 
 def test_one_other_dilation_in_the_config_changes_the_outputs_and_is_refused(folder, image):
@@ -104,7 +104,7 @@ def test_one_other_dilation_in_the_config_changes_the_outputs_and_is_refused(fol
     assert not torch.equal(run(timm.create_model(f"local-dir:{folder}", pretrained=True), image), expected)
 
     with pytest.raises(NatsError) as error:
-        hub.from_pretrained(folder)
+        nats_zoo.from_pretrained(folder)
     message = one_line(error)
     changed = json.loads((folder / "config.json").read_text())["model_args"]["genotype"]
     assert str(folder / "model.safetensors") in message
@@ -113,39 +113,39 @@ def test_one_other_dilation_in_the_config_changes_the_outputs_and_is_refused(fol
 
 
 def test_arguments_of_timm_adapt_a_loaded_backbone(folder, image):
-    features = hub.from_pretrained(folder, features_only=True, out_indices=(1, 4))
+    features = nats_zoo.from_pretrained(folder, features_only=True, out_indices=(1, 4))
     expected = build(random_genotype(1)).forward_intermediates(image, indices=(1, 4), intermediates_only=True)
     for found, map_ in zip(run(features, image), expected, strict=True):
         assert torch.equal(found, map_)
-    assert run(hub.from_pretrained(folder, num_classes=3), image).shape == (1, 3)
+    assert run(nats_zoo.from_pretrained(folder, num_classes=3), image).shape == (1, 3)
 
 
 def test_a_loaded_backbone_is_saved_again_as_it_was(folder, tmp_path, image):
-    again = hub.save_backbone(hub.from_pretrained(folder), tmp_path / "again")
-    assert torch.equal(run(hub.from_pretrained(again), image), run(hub.from_pretrained(folder), image))
+    again = nats_zoo.save_backbone(nats_zoo.from_pretrained(folder), tmp_path / "again")
+    assert torch.equal(run(nats_zoo.from_pretrained(again), image), run(nats_zoo.from_pretrained(folder), image))
 
 
 def test_the_metadata_carries_the_fingerprint(folder):
-    metadata = hub.safetensors_metadata(folder / "model.safetensors")
+    metadata = weights_file.safetensors_metadata(folder / "model.safetensors")
     assert metadata["genotype_sha256"] == random_genotype(1).fingerprint()
-    hub.check_fingerprint(folder / "model.safetensors", random_genotype(1))
+    weights_file.check_fingerprint(folder / "model.safetensors", random_genotype(1))
     for other in (random_genotype(2), None):
         with pytest.raises(NatsError, match="another genotype"):
-            hub.check_fingerprint(folder / "model.safetensors", other)
+            weights_file.check_fingerprint(folder / "model.safetensors", other)
 
 
 def test_weights_of_a_plain_network_are_marked_as_such(tmp_path):
     path = tmp_path / "model.safetensors"
-    hub.save_weights({"weight": torch.ones(2, 3).t()}, path, None)
-    hub.check_fingerprint(path, None)
+    weights_file.save_weights({"weight": torch.ones(2, 3).t()}, path, None)
+    weights_file.check_fingerprint(path, None)
     assert torch.equal(load_file(path)["weight"], torch.ones(3, 2))
     with pytest.raises(NatsError, match="another genotype"):
-        hub.check_fingerprint(path, random_genotype(1))
+        weights_file.check_fingerprint(path, random_genotype(1))
 
 
 def rewrite_weights(folder: Path, change, keep_metadata: bool = True) -> None:
     path = folder / "model.safetensors"
-    metadata = hub.safetensors_metadata(path) if keep_metadata else None
+    metadata = weights_file.safetensors_metadata(path) if keep_metadata else None
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata)
@@ -166,7 +166,7 @@ def rewrite_weights(folder: Path, change, keep_metadata: bool = True) -> None:
 def test_weights_that_do_not_fit_name_the_tensor(folder, change, words, kwargs):
     rewrite_weights(folder, change)
     with pytest.raises(NatsError) as error:
-        hub.from_pretrained(folder, **kwargs)
+        nats_zoo.from_pretrained(folder, **kwargs)
     message = one_line(error)
     assert words in message
     assert str(folder / "model.safetensors") in message
@@ -174,7 +174,7 @@ def test_weights_that_do_not_fit_name_the_tensor(folder, change, words, kwargs):
 
 def test_weights_of_a_frozen_batch_norm_load(folder, image):
     rewrite_weights(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if "num_batches" in name])
-    assert torch.equal(run(hub.from_pretrained(folder), image), run(build(random_genotype(1)), image))
+    assert torch.equal(run(nats_zoo.from_pretrained(folder), image), run(build(random_genotype(1)), image))
 
 
 BAD_FOLDERS = {
@@ -213,7 +213,7 @@ BAD_FOLDERS = {
 def test_a_folder_that_is_no_backbone_is_neither_loaded_nor_published(folder, kind):
     spoil, words = BAD_FOLDERS[kind]
     spoil(folder)
-    for use in (hub.from_pretrained, lambda f: hub.publish(f, "org/model", dry_run=True)):
+    for use in (nats_zoo.from_pretrained, lambda f: nats_zoo.publish(f, "org/model", dry_run=True)):
         with pytest.raises(NatsError) as error:
             use(folder)
         assert words in one_line(error)
@@ -222,27 +222,27 @@ def test_a_folder_that_is_no_backbone_is_neither_loaded_nor_published(folder, ki
 @pytest.mark.parametrize("source", ["no/such/folder", "nothing", "/no/such", "../x", "org/-x", "org/a--b", "x y"])
 def test_what_can_be_no_repository_is_refused_without_network(source):
     with pytest.raises(NatsError, match="neither a folder nor the id of a Hub repository"):
-        hub.from_pretrained(source)
+        nats_zoo.from_pretrained(source)
 
 
 def test_a_file_and_a_revision_of_a_folder_are_refused(folder):
     with pytest.raises(NatsError, match="is no folder"):
-        hub.from_pretrained(folder / "config.json")
+        nats_zoo.from_pretrained(folder / "config.json")
     with pytest.raises(NatsError, match="revision 'v1' is for repositories"):
-        hub.from_pretrained(folder, revision="v1")
+        nats_zoo.from_pretrained(folder, revision="v1")
 
 
 @pytest.mark.parametrize("model", [timm.create_model("resnet18", num_classes=0), torch.nn.Conv2d(1, 1, 1)])
 def test_only_a_model_with_a_genotype_is_saved(model, tmp_path):
     with pytest.raises(NatsError, match="expected a nats_\\* model"):
-        hub.save_backbone(model, tmp_path / "backbone")
+        nats_zoo.save_backbone(model, tmp_path / "backbone")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_feature_extractor_is_not_saved(tmp_path):
     options = dict(architecture="regnetx_002", genotype=Genotype("regnetx_002", {}), features_only=True)
     with pytest.raises(NatsError, match="without features_only"):
-        hub.save_backbone(timm.create_model("nats_any", **options), tmp_path / "backbone")
+        nats_zoo.save_backbone(timm.create_model("nats_any", **options), tmp_path / "backbone")
     assert not list(tmp_path.iterdir())
 
 
@@ -251,17 +251,17 @@ def test_a_model_that_its_config_would_not_rebuild_leaves_no_folder(tmp_path):
         if "norm_layer" not in spoiled._model_args:
             spoiled.layer1[0].conv1 = torch.nn.Conv2d(16, 16, 5, bias=False)
         with pytest.raises(NatsError, match=r"layer1\.0\.conv1\.weight|norm_layer"):
-            hub.save_backbone(spoiled, tmp_path / "backbone")
+            nats_zoo.save_backbone(spoiled, tmp_path / "backbone")
     assert not list(tmp_path.iterdir())
 
 
 def test_only_a_model_folder_is_replaced(folder, tmp_path):
     model = build(random_genotype(2))
-    hub.save_backbone(model, folder)
-    assert hub.from_pretrained(folder).genotype == random_genotype(2)
+    nats_zoo.save_backbone(model, folder)
+    assert nats_zoo.from_pretrained(folder).genotype == random_genotype(2)
 
     (tmp_path / "empty").mkdir()
-    hub.save_backbone(model, tmp_path / "empty")
+    nats_zoo.save_backbone(model, tmp_path / "empty")
 
     (folder / "notes.txt").write_text("mine")
     (tmp_path / "thesis").mkdir()
@@ -269,7 +269,7 @@ def test_only_a_model_folder_is_replaced(folder, tmp_path):
     (tmp_path / "file").touch()
     for target in (folder, tmp_path / "thesis", tmp_path / "file"):
         with pytest.raises(NatsError, match="not replaced"):
-            hub.save_backbone(model, target)
+            nats_zoo.save_backbone(model, target)
     assert (folder / "notes.txt").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backbone", "empty", "file", "thesis"]
 
@@ -283,7 +283,7 @@ def test_a_failed_write_leaves_what_was_there(folder, tmp_path):
 
     for target in (folder, tmp_path / "new"):
         with pytest.raises(KeyboardInterrupt):
-            hub.write_folder_atomically(target, write)
+            model_folder.write_folder_atomically(target, write)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -310,7 +310,7 @@ def test_the_card_says_what_a_user_has_to_know(folder):
 
 def test_the_card_names_the_base_model_and_an_unknown_licence(tmp_path):
     model = build(random_genotype(1), pretrained_cfg={"architecture": "nats_resnet18", "input_size": (3, 64, 64)})
-    folder = hub.save_backbone(model, tmp_path / "backbone", base_model="timm/resnet18.tv_in1k")
+    folder = nats_zoo.save_backbone(model, tmp_path / "backbone", base_model="timm/resnet18.tv_in1k")
     front_matter = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1]
     assert "base_model: timm/resnet18.tv_in1k\n" in front_matter
     assert "license: other\n" in front_matter
@@ -318,27 +318,28 @@ def test_the_card_names_the_base_model_and_an_unknown_licence(tmp_path):
 
 def test_a_dry_run_lists_what_would_be_pushed(folder):
     (folder / "optimiser.pt").touch()
-    listing = hub.publish(folder, "org/model", private=True, tag="v1", dry_run=True)
+    listing = nats_zoo.publish(folder, "org/model", private=True, tag="v1", dry_run=True)
     first, *files = listing.splitlines()
     assert first == "org/model (private), branch main, tag v1:"
     assert [line.split()[0] for line in files] == ["README.md", "config.json", "genotype.png", "model.safetensors"]
     with pytest.raises(NatsError, match="neither a folder nor the id"):
-        hub.publish(folder, "no slash", dry_run=True)
+        nats_zoo.publish(folder, "no slash", dry_run=True)
 
 
 def test_a_detector_folder_is_published_only_with_weights_of_ours(tmp_path):
     (tmp_path / "config.json").write_text('{"framework": "fcos"}')
     with pytest.raises(NatsError, match="expected a model folder"):
-        hub.publish(tmp_path, "org/detector", dry_run=True)
-    hub.save_weights({"weight": torch.ones(1)}, tmp_path / "model.safetensors", None)
-    assert "model.safetensors" in hub.publish(tmp_path, "org/detector", dry_run=True)
+        nats_zoo.publish(tmp_path, "org/detector", dry_run=True)
+    weights_file.save_weights({"weight": torch.ones(1)}, tmp_path / "model.safetensors", None)
+    assert "model.safetensors" in nats_zoo.publish(tmp_path, "org/detector", dry_run=True)
 
 
 # --- the Hub ----------------------------------------------------------------------------------------------------------
 
 PRELUDE = """
 import json, sys
-from nats_zoo import NatsError, hub
+import nats_zoo
+from nats_zoo import NatsError, hub_client
 
 def attempt(function, *args, **kwargs):
     try:
@@ -352,16 +353,16 @@ from huggingface_hub import HfApi
 
 first, second, owner, stranger = sys.argv[1:]
 found = dict(
-    first=hub.publish(first, "org/model", token=owner, tag="v1"),
-    second=hub.publish(second, "org/model", token=owner, revision="side", commit_message="Another genotype"),
-    unchanged=hub.publish(first, "org/model", token=owner),
-    private=hub.publish(first, "org/secret", private=True, token=owner),
-    tag_again=attempt(hub.publish, second, "org/model", token=owner, tag="v1"),
-    public_already=attempt(hub.publish, second, "org/model", token=owner, private=True),
-    no_token=attempt(hub.publish, first, "org/model"),
-    bad_token=attempt(hub.publish, first, "org/model", token="hf_stolen"),
-    malformed_token=attempt(hub.publish, first, "org/model", token="hf_secret\\nhost: x"),
-    stranger=attempt(hub.publish, first, "org/model", token=stranger),
+    first=nats_zoo.publish(first, "org/model", token=owner, tag="v1"),
+    second=nats_zoo.publish(second, "org/model", token=owner, revision="side", commit_message="Another genotype"),
+    unchanged=nats_zoo.publish(first, "org/model", token=owner),
+    private=nats_zoo.publish(first, "org/secret", private=True, token=owner),
+    tag_again=attempt(nats_zoo.publish, second, "org/model", token=owner, tag="v1"),
+    public_already=attempt(nats_zoo.publish, second, "org/model", token=owner, private=True),
+    no_token=attempt(nats_zoo.publish, first, "org/model"),
+    bad_token=attempt(nats_zoo.publish, first, "org/model", token="hf_stolen"),
+    malformed_token=attempt(nats_zoo.publish, first, "org/model", token="hf_secret\\nhost: x"),
+    stranger=attempt(nats_zoo.publish, first, "org/model", token=stranger),
 )
 api = HfApi(token=owner)
 found["titles"] = {rev: [c.title for c in api.list_repo_commits("org/model", revision=rev)] for rev in ("main", "side")}
@@ -380,29 +381,29 @@ def run(model):
     with torch.inference_mode():
         return model.eval()(image)
 
-readme = (hub.resolve_folder("org/model") / "README.md").read_text(encoding="utf-8")
+readme = (hub_client.resolve_folder("org/model") / "README.md").read_text(encoding="utf-8")
 pasted = {}
 exec(re.search("```python\\n(.*?)```", readme, re.DOTALL)[1], pasted)
 outputs = dict(
     timm=run(timm.create_model("hf-hub:org/model", pretrained=True)),
     timm_pinned=run(timm.create_model("hf-hub:org/model@side", pretrained=True)),
-    ours=run(hub.from_pretrained("org/model")),
-    tag=run(hub.from_pretrained("org/model", revision="v1")),
-    branch=run(hub.from_pretrained("org/model", revision="side")),
+    ours=run(nats_zoo.from_pretrained("org/model")),
+    tag=run(nats_zoo.from_pretrained("org/model", revision="v1")),
+    branch=run(nats_zoo.from_pretrained("org/model", revision="side")),
     card=run(pasted["model"]),
 )
 save_file(outputs, sys.argv[2])
 found = dict(
     features=len(run(pasted["backbone"])),
-    missing=attempt(hub.from_pretrained, "org/nothing"),
-    private=attempt(hub.from_pretrained, "org/secret"),
-    revision=attempt(hub.from_pretrained, "org/model", revision="v9"),
-    files=sorted(path.name for path in hub.resolve_folder("org/model").iterdir()),
+    missing=attempt(nats_zoo.from_pretrained, "org/nothing"),
+    private=attempt(nats_zoo.from_pretrained, "org/secret"),
+    revision=attempt(nats_zoo.from_pretrained, "org/model", revision="v9"),
+    files=sorted(path.name for path in hub_client.resolve_folder("org/model").iterdir()),
 )
 os.environ["HF_TOKEN"] = "hf_secret\\nhost: x"
-found["malformed_token"] = attempt(hub.from_pretrained, "org/secret")
+found["malformed_token"] = attempt(nats_zoo.from_pretrained, "org/secret")
 os.environ["HF_TOKEN"] = sys.argv[3]
-found["private_with_token"] = sorted(path.name for path in hub.resolve_folder("org/secret").iterdir())
+found["private_with_token"] = sorted(path.name for path in hub_client.resolve_folder("org/secret").iterdir())
 print(json.dumps(found))
 """
 
@@ -412,11 +413,11 @@ from safetensors.torch import load_file, save_file
 
 image = load_file(sys.argv[1])["image"]
 with torch.inference_mode():
-    outputs = {name: hub.from_pretrained("org/model", revision=name).eval()(image) for name in ("main", "v1")}
+    outputs = {name: nats_zoo.from_pretrained("org/model", revision=name).eval()(image) for name in ("main", "v1")}
 save_file(outputs, sys.argv[2])
 print(json.dumps(dict(
-    uncached=attempt(hub.from_pretrained, "org/other"),
-    publish=attempt(hub.publish, hub.resolve_folder("org/model"), "org/model", token="hf_owner"),
+    uncached=attempt(nats_zoo.from_pretrained, "org/other"),
+    publish=attempt(nats_zoo.publish, hub_client.resolve_folder("org/model"), "org/model", token="hf_owner"),
 )))
 """
 
@@ -433,7 +434,7 @@ def published(tmp_path_factory):
     """A Hub to which a process published the backbones with the genotypes 1 (main, v1) and 2 (side)."""
     tmp_path = tmp_path_factory.mktemp("hub")
     with HubProcess(tmp_path / "root") as server:
-        folders = [hub.save_backbone(build(random_genotype(seed)), tmp_path / f"{seed}") for seed in (1, 2)]
+        folders = [nats_zoo.save_backbone(build(random_genotype(seed)), tmp_path / f"{seed}") for seed in (1, 2)]
         environment = server.client_environment(tmp_path / "publisher", token=None)
         found = run_client(PUBLISH, environment, *folders, OWNER_TOKEN, STRANGER_TOKEN)
         yield SimpleNamespace(server=server, path=tmp_path, found=found)

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nats_zoo import Genotype, GenotypeError, hub
+import nats_zoo
+from nats_zoo import Genotype, GenotypeError, model_card
 from nats_zoo.genotype import PLAIN, Run, resolve_genotype
 from nats_zoo.nats_resnet import DEFAULT_GENOTYPES
 from nats_zoo.stages import searchable_convs
@@ -284,7 +285,7 @@ def test_a_published_file_is_what_transfer_gives(name):
 def card(genotype, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model(f"nats_{genotype.architecture}", genotype=genotype, num_classes=2)
-    return (hub.save_backbone(model, tmp_path / "backbone") / "README.md").read_text(encoding="utf-8")
+    return (nats_zoo.save_backbone(model, tmp_path / "backbone") / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_card_of_a_transferred_genotype_says_so_and_shows_both_provenances(tmp_path):
@@ -310,6 +311,6 @@ def test_the_card_of_a_transferred_genotype_says_so_and_shows_both_provenances(t
     ],
 )
 def test_the_origin_follows_from_the_provenance(provenance, words):
-    sentence = hub.genotype_origin(Genotype("resnet18", {}, provenance=provenance))
+    sentence = model_card.genotype_origin(Genotype("resnet18", {}, provenance=provenance))
     assert words in sentence
     assert "\n" not in sentence

@@ -6,31 +6,16 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCardData
-from safetensors.torch import load_file
 from torch import nn
 
 from ..errors import NatsError
 from ..files import write_json
 from ..genotype import Genotype
-from ..hub import (
-    CARD_CITATION,
-    CARD_NAME,
-    CARD_REPO,
-    CHART_NAME,
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    card_table,
-    check_fingerprint,
-    check_shapes,
-    genotype_origin,
-    provenance_tables,
-    read_config,
-    resolve_folder,
-    save_chart,
-    save_weights,
-    write_folder_atomically,
-)
+from ..hub_client import resolve_folder
+from ..model_card import CARD_CITATION, CARD_REPO, card_table, genotype_origin, provenance_tables
+from ..model_folder import CARD_NAME, CHART_NAME, read_config, save_chart, write_folder_atomically
 from ..version import __version__
+from ..weights_file import CONFIG_NAME, WEIGHTS_NAME, check_fingerprint, check_shapes, load_weights, save_weights
 from .coco_eval import Metrics
 from .detector_config import FRAMEWORKS, DetectorConfig
 from .detectors import build_detector
@@ -96,7 +81,7 @@ def from_pretrained(
         expected = build_detector(config).state_dict()
     check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     detector = build_detector(config)
-    detector.load_state_dict(load_file(weights))
+    detector.load_state_dict(load_weights(weights))
     return detector.eval()
 
 

@@ -1,0 +1,164 @@
+"""Backbones in model folders, in timm's own format: save and check.
+
+`timm.create_model("hf-hub:org/name", pretrained=True)` rebuilds one after `import nats_zoo`.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import ModelCardData
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from .errors import NatsError, one_line
+from .genotype import Genotype
+from .hub_client import resolve_folder
+from .model_card import CARD_CITATION, CARD_REPO, card_table, genotype_origin, provenance_tables
+from .model_folder import CARD_NAME, CHART_NAME, read_config, save_chart, write_folder_atomically
+from .nats_any import NAME as NATS_ANY
+from .version import __version__
+from .weights_file import CONFIG_NAME, WEIGHTS_NAME, check_fingerprint, check_shapes, save_weights
+
+
+def from_pretrained(
+    source: str | os.PathLike,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Load a backbone with its weights.
+
+    Args:
+        source: a folder that `save_backbone` wrote, or the id of a Hub repository (`org/name`).
+        revision: branch, tag or commit of the repository.
+        cache_dir: where downloads are kept; default: the Hub client's cache.
+        **kwargs: go to `timm.create_model`, such as `num_classes` or `features_only`.
+
+    Raises:
+        NatsError: no such folder or repository, weights of another genotype, or weights that do not fit the config.
+    """
+    folder = resolve_folder(source, revision, cache_dir=cache_dir)
+    check_backbone(folder)
+    return timm.create_model(f"local-dir:{folder}", pretrained=True, **kwargs)
+
+
+def save_backbone(
+    model: nn.Module,
+    folder: str | os.PathLike,
+    metrics: Mapping[str, Any] | None = None,
+    base_model: str | None = None,
+) -> Path:
+    """Write a backbone as a model folder, whole or not at all.
+
+    Args:
+        model: a `nats_*` model as `timm.create_model` returned it, without `features_only`.
+        folder: is created; a model folder that is already there is replaced.
+        metrics: figures for the model card.
+        base_model: Hub id of the weights it was fine-tuned from, for the model card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        NatsError: not such a model, one that its config would not rebuild, or another folder in the way.
+    """
+    genotype = getattr(model, "genotype", None)
+    if not isinstance(genotype, Genotype) or not hasattr(model, "num_classes"):  # features_only has no classifier
+        raise NatsError(
+            f"{type(model).__name__} is not saved as a backbone: expected a nats_* model of timm, without features_only"
+        )
+
+    def write(new: Path) -> None:
+        _save_config(model, new / CONFIG_NAME)
+        save_weights(model.state_dict(), new / WEIGHTS_NAME, genotype)
+        check_backbone(new)
+        save_chart(genotype, new / CHART_NAME)
+        (new / CARD_NAME).write_text(_backbone_card(model, genotype, metrics or {}, base_model), encoding="utf-8")
+
+    return write_folder_atomically(folder, write)
+
+
+def check_backbone(folder: str | os.PathLike) -> None:
+    """Check that a folder rebuilds a backbone: its genotype is the weights', and its tensors fit the network.
+
+    Reads the weights' header only.
+
+    Raises:
+        NatsError: naming the file, and the key, fingerprints or tensor.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    check_fingerprint(folder / WEIGHTS_NAME, _config_genotype(config, folder / CONFIG_NAME))
+    with torch.device("meta"):
+        model = timm.create_model(f"local-dir:{folder}")
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_shapes(folder / WEIGHTS_NAME, expected)
+
+
+def _config_genotype(config: Mapping, path: Path) -> Genotype:
+    architecture, args = config.get("architecture"), config.get("model_args")
+    genotype = args.get("genotype") if isinstance(args, Mapping) else None
+    if not isinstance(genotype, Mapping):
+        raise NatsError(f"{path}: model_args: expected a backbone's genotype as an object, found {genotype!r}")
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise NatsError(f"{path}: architecture {architecture!r} is unknown to nats-zoo {__version__} and timm")
+    return Genotype.from_dict(genotype, source=f"{path}: model_args: genotype")
+
+
+def _save_config(model: nn.Module, path: Path) -> None:
+    try:
+        save_config_for_hf(model, str(path))
+    except ValueError as error:
+        raise NatsError(f"{type(model).__name__} can not be described in {CONFIG_NAME}: {one_line(error)}") from error
+
+
+def _backbone_card(model: nn.Module, genotype: Genotype, metrics: Mapping[str, Any], base_model: str | None) -> str:
+    cfg = model.pretrained_cfg
+    header = ModelCardData(
+        library_name="timm",
+        license=cfg.get("license") or "other",
+        tags=["timm", "nats-zoo", "object-detection-backbone", "dilated-convolution"],
+        pipeline_tag="image-feature-extraction",
+        base_model=base_model,
+    )
+    sections = [
+        f"---\n{header.to_yaml()}\n---",
+        _CARD_BODY.format(
+            title=cfg["architecture"] if cfg["architecture"] != NATS_ANY else f"{genotype.architecture}, regrouped",
+            plain=genotype.architecture,
+            origin=genotype_origin(genotype),
+            repo=CARD_REPO,
+        ),
+        f"## Genotype\n\n![Dilations of each convolution]({CHART_NAME})\n\n```\n{genotype}\n```",
+        card_table("Metrics", metrics),
+        provenance_tables(genotype),
+        CARD_CITATION,
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+_CARD_BODY = """\
+# {title}
+
+A backbone for object detection: timm's `{plain}` with some output channels of its convolutions at other dilations.
+Same parameters, same multiply-adds and same state dict as `{plain}`. {origin}
+
+It is made to be fine-tuned in a detector. The logits of a regrouped classifier are not ImageNet-accurate before
+fine-tuning, because the dilations differ from those that the weights were first trained with.
+
+## Use
+
+```python
+import nats_zoo  # first: it registers the architecture with timm
+import timm
+
+model = timm.create_model("hf-hub:{repo}", pretrained=True)
+backbone = timm.create_model("hf-hub:{repo}", pretrained=True, features_only=True, out_indices=(1, 2, 3, 4))
+```
+
+`nats_zoo.from_pretrained("{repo}", revision=...)` also pins a revision and checks that the weights belong to
+the genotype."""

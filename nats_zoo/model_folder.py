@@ -1,0 +1,83 @@
+"""Model folders: `config.json`, `model.safetensors`, `README.md` (the model card) and PNG charts; whole or absent."""
+
+import os
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from .errors import NatsError
+from .files import atomic_folder, read_json
+from .genotype import Genotype
+from .weights_file import CONFIG_NAME, FINGERPRINT_KEY, WEIGHTS_NAME, safetensors_metadata
+
+CARD_NAME = "README.md"
+CHART_NAME = "genotype.png"
+MODEL_FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, "*.png")
+
+
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+    """The content of a model folder's config.json.
+
+    Raises:
+        NatsError: no such file, or no JSON object in it.
+    """
+    path = Path(folder) / CONFIG_NAME
+    if not path.exists():
+        raise NatsError(f"{folder}: no {CONFIG_NAME} in it, expected a model folder")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise NatsError(f"{path}: expected a JSON object, found {type(config).__name__}")
+    return config
+
+
+def save_chart(genotype: Genotype, path: str | os.PathLike) -> None:
+    """Draw the genotype for a model card."""
+    from .figures import genotype_chart  # matplotlib is too slow to import for all who only load
+
+    genotype_chart(genotype, path)
+
+
+def write_folder_atomically(folder: str | os.PathLike, write: Callable[[Path], None]) -> Path:
+    """Write a model folder beside its target, then rename it.
+
+    Args:
+        folder: the target; an empty or a model folder there is replaced.
+        write: fills the folder that it is given. What it raises leaves the target as it was.
+
+    Returns:
+        The target.
+
+    Raises:
+        NatsError: something else is in the way, or the target can not be written.
+    """
+    target = Path(folder).resolve()
+    if target.exists() and not _is_replaceable(target):
+        raise NatsError(f"{folder}: is there already and is no model folder, or holds other files too; not replaced")
+    try:
+        with atomic_folder(target) as new:
+            write(new)
+    except OSError as error:
+        raise NatsError(f"{folder}: can not be written: {error.strerror or error}") from error
+    return Path(folder)
+
+
+def _is_replaceable(folder: Path) -> bool:
+    return folder.is_dir() and (not any(folder.iterdir()) or (is_model_folder(folder) and not _other_files(folder)))
+
+
+def is_model_folder(folder: Path) -> bool:
+    try:
+        read_config(folder)
+        return FINGERPRINT_KEY in safetensors_metadata(folder / WEIGHTS_NAME)
+    except NatsError:
+        return False
+
+
+def model_files(folder: Path) -> list[Path]:
+    files = (path for path in folder.iterdir() if path.is_file())
+    return sorted(path for path in files if any(fnmatch(path.name, pattern) for pattern in MODEL_FILES))
+
+
+def _other_files(folder: Path) -> set[Path]:
+    return set(folder.iterdir()) - set(model_files(folder))
