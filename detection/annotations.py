@@ -42,6 +42,7 @@ class RawData:
             segmentation.
         categories: Entries with id and name.
         defects: What the parser itself could not use.
+        is_confined: Whether the images' names come from a file, which must not lead out of `folder`.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class RawData:
     annotations: list[dict]
     categories: list[dict]
     defects: list[Defect] = dataclasses.field(default_factory=list)
+    is_confined: bool = False
 
     def has_masks(self) -> bool:
         """Returns whether any object has a segmentation; exporters of boxes alone often leave an empty list."""
@@ -170,9 +172,10 @@ def read_coco(path: str | Path, folder: str | Path | None = None) -> RawData:
         DataError: If it is not JSON, or not lists of objects called images, annotations and categories.
     """
     path = Path(path)
-    data = read_json(path, DataError)
-    entries = (_entries(path, data, key) for key in ("images", "annotations", "categories"))
-    return RawData(path, None if folder is None else Path(folder), *entries)
+    data = read_json(path, DataError, most_bytes=None, most_levels=None)  # a gigabyte is not unusual
+    images, annotations, categories = (_entries(path, data, key) for key in ("images", "annotations", "categories"))
+    folder = None if folder is None else Path(folder)
+    return RawData(path, folder, images, annotations, categories, is_confined=True)
 
 
 def _entries(path: Path, data: object, key: str) -> list[dict]:
@@ -373,6 +376,9 @@ class _Checker:
                 raise BadEntry("no size", f"{where}: {key}: expected a positive number of pixels, got {found}")
         if self.raw.folder is not None:
             path = os.path.join(self.raw.folder, name)
+            if self.raw.is_confined and not _is_inside(name, self.raw.folder):
+                expected = f"a file in the images' folder {self.raw.folder}"
+                raise BadEntry("file outside folder", f"{where}: file_name: expected {expected}, got {show(name)}")
             if os.path.basename(path) not in self.listing(os.path.dirname(path)):
                 raise BadEntry("missing image file", f"{where}: file_name: expected an image file {path!r}")
 
@@ -391,6 +397,14 @@ class _Checker:
             masks=None if masks is None else ImageMasks(tuple(masks), height, width),
             where=self.name("image", image),
         )
+
+
+def _is_inside(name: str, folder: Path) -> bool:
+    """Whether a name stays in a folder as it is written; folders in it may be links to other disks."""
+    if os.pardir in Path(name).parts:
+        return False
+    outer = os.path.join(os.path.abspath(folder), "")
+    return not os.path.isabs(name) or os.path.normpath(name).startswith(outer)
 
 
 def _list_folder(folder: str) -> frozenset[str]:

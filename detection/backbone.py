@@ -75,7 +75,7 @@ def create_body(name: str, genotype: Genotype | Mapping | str | None = None, wei
     plain = name.removeprefix(VARIANT_PREFIX)
     if name != plain or genotype is not None:
         genotype = resolve_genotype(default_genotype(plain) if genotype is None else genotype)
-    arguments = {} if genotype is None else {"genotype": genotype}
+    arguments: dict[str, Any] = {} if genotype is None else {"genotype": genotype}
     if genotype is not None and timm.is_model(VARIANT_PREFIX + plain):
         name = VARIANT_PREFIX + plain
     elif genotype is not None:
@@ -88,7 +88,8 @@ def create_body(name: str, genotype: Genotype | Mapping | str | None = None, wei
     else:
         body = _create(name, pretrained=True, pretrained_cfg_overlay=weights_overlay(plain, weights), **arguments)
         body.pretrained_cfg.pop("state_dict")  # loaded by now; it would be kept as a second copy
-    body.genotype = genotype  # the feature wrapper drops the network's own attribute
+    # The feature wrapper drops the network's own attribute. torch declares no attributes that are no tensors.
+    body.genotype = genotype  # type: ignore[assignment]
     return body
 
 

@@ -187,6 +187,8 @@ class CascadeRoIHeads(RoIHeads):
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """As torchvision's RoIHeads: detections in evaluation, losses in training."""
         if self.training:
+            if targets is None:
+                raise ValueError("targets: expected one for each image in training")
             return [], self._losses(features, proposals, image_shapes, targets)
         return self._detections(features, proposals, image_shapes), {}
 
@@ -195,7 +197,7 @@ class CascadeRoIHeads(RoIHeads):
         features: dict[str, Tensor],
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
-        targets: list[dict[str, Tensor]] | None,
+        targets: list[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
         proposals, matched, labels, _ = self.select_training_samples(list(proposals), targets)
         losses = self._mask_loss(features, proposals, image_shapes, targets, matched, labels) if self.has_mask() else {}

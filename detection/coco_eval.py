@@ -352,7 +352,7 @@ def load_results(path: str | Path) -> list[dict]:
         DataError: If the file is not a list of results with image_id, category_id, score, and bbox or segmentation or
             both: all of them the same.
     """
-    results = read_json(path, DataError)
+    results = read_json(path, DataError, most_bytes=None, most_levels=None)
     if not isinstance(results, list):
         raise DataError(f"{path}: expected a list of results, got {type(results).__name__}")
     for index, result in enumerate(results):
@@ -386,7 +386,8 @@ def _check_box(where: str, box: object) -> None:
 
 def _check_segmentation(where: str, segmentation: object) -> None:
     size = segmentation.get("size") if isinstance(segmentation, dict) else None
-    if not (isinstance(size, list) and len(size) == 2 and all(map(is_positive_int, size))):
+    right = isinstance(size, list) and len(size) == 2 and all(map(is_positive_int, size))
+    if not isinstance(segmentation, dict) or not isinstance(size, list) or not right:
         raise DataError(f"{where}: expected run lengths, an object of size [height, width] in pixels and counts")
     if not isinstance(segmentation.get("counts"), str):
         raise DataError(f"{where}: counts: expected compressed run lengths, a string")

@@ -43,9 +43,14 @@ class CheckedSplit(NamedTuple):
     turned: int = 0
     mask_count: int = 0
 
+    def _readable(self) -> RawData:
+        assert self.raw is not None, "a split that can not be read has no records to ask about"
+        return self.raw
+
     def files(self) -> set[str]:
         """The files of the images that can be used."""
-        return {os.path.realpath(os.path.join(self.raw.folder, record.file_name)) for record in self.records}
+        folder = self._readable().folder or ""
+        return {os.path.realpath(os.path.join(folder, record.file_name)) for record in self.records}
 
     def masks(self, record: ImageRecord) -> dict[Row, bytes]:
         """The run lengths of an image's masks, of the objects that have one, by `row`."""
@@ -60,13 +65,14 @@ class CheckedSplit(NamedTuple):
     def _masks(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Row, bytes | BadEntry]]:
         labels = {category_id: label for label, category_id in enumerate(self.category_ids, start=1)}
         by_id = {record.id: (record, set(rows(record))) for record in records}
-        for entry in self.raw.annotations:
+        raw = self._readable()
+        for entry in raw.annotations:
             image_id = entry.get("image_id")
             if not entry.get("segmentation") or type(image_id) is not int or image_id not in by_id:
                 continue
             record, kept = by_id[image_id]
             if (row := _row(entry, labels)) in kept:
-                yield record, row, _encode(self.raw, entry, record)
+                yield record, row, _encode(raw, entry, record)
 
 
 def rows(record: ImageRecord) -> list[Row]:

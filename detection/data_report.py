@@ -214,7 +214,7 @@ def report_data(
     picture = picture_path(root, output)
     checked = [check_split(root, name, chosen, images, is_required=split is not None) for name in splits]
     reports = [summarise(each) for each in checked]
-    others = [name for name in find_formats(root) if name != chosen]
+    others: list[str] = [name for name in find_formats(root) if name != chosen]
     report = DataReport(str(root), chosen, others, reports, _shared_images(checked))
     write_json(picture.with_suffix(".json"), report.to_dict())
     written = [f"numbers: {picture.with_suffix('.json')}"]

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,20 +79,20 @@ def _draw_split(checked: CheckedSplit, samples: int) -> list[Sample]:
 
 def _draw_record(checked: CheckedSplit, record: ImageRecord, cell: tuple[int, int]) -> Sample:
     """Draws an image into a cell of its own: letters and lines have one size, whatever the image's."""
-    path = Path(checked.raw.folder) / record.file_name
+    folder = checked.raw.folder if checked.raw else None
+    path = Path(folder or "") / record.file_name
     image = load_image(str(path), path, (record.width, record.height))
     fitted = image.resize(_fit(image.size, cell), Image.Resampling.LANCZOS)
     corner = ((cell[0] - fitted.width) // 2, (cell[1] - fitted.height) // 2)
     canvas = Image.new("RGB", cell, BACKGROUND)
     canvas.paste(fitted, corner)
     order = np.argsort(-record.boxes[:, 2] * record.boxes[:, 3], kind="stable")  # small ones on top
-    boxes = _to_canvas(record, corner, fitted.size)[order]
+    boxes = torch.from_numpy(_to_canvas(record, corner, fitted.size)[order])
     # Crowd regions get labels of their own with the same colours
     crowd = len(PALETTE) * math.ceil(len(checked.classes) / len(PALETTE))
     names = [*checked.classes, *[""] * (crowd - len(checked.classes)), *(f"{c} (crowd)" for c in checked.classes)]
-    labels = (record.labels + crowd * record.iscrowd)[order]
+    labels = torch.from_numpy((record.labels + crowd * record.iscrowd)[order])
     masks = _Planes(record, checked.masks(record), order, corner, fitted.size, cell)
-    boxes, labels = torch.from_numpy(boxes), torch.from_numpy(labels)
     drawn = draw_detections(canvas, boxes, labels, classes=names, masks=masks, enlarge=False)
     return Sample(drawn, f"{record.file_name}  {many(len(record.boxes), 'object')}")
 
@@ -110,7 +110,7 @@ def _to_canvas(record: ImageRecord, corner: tuple[int, int], size: tuple[int, in
     return corners * scale + np.array(corner * 2)
 
 
-class _Planes(Sequence):
+class _Planes(Sequence[np.ndarray]):
     """The masks of an image's objects on its canvas, (H, W) bool each, made when they are asked for.
 
     Args:
@@ -137,7 +137,7 @@ class _Planes(Sequence):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: Any) -> Any:
         canvas = Image.new("L", self.cell)
         counts = self.masks.get(self.rows[index])
         if counts is not None:

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from ..errors import NatsError, one_line
 
@@ -61,9 +62,9 @@ def show(value: object) -> str:
 
 def is_finite_number(value: object) -> bool:
     """Whether a JSON value is a number, neither NaN nor infinite nor beyond float64."""
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def is_positive_int(value: object) -> bool:
+def is_positive_int(value: object) -> TypeGuard[int]:
     """Whether a JSON value is an integer above 0; true is none."""
     return type(value) is int and value > 0

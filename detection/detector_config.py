@@ -1,16 +1,35 @@
 """What describes a detector: the config that travels with its weights, and what is particular to each framework."""
 
 import dataclasses
+import math
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin
 
-from ..errors import NatsError
+from ..errors import NatsError, short
 
 PYRAMID_LEVELS = 5
 TRAINABLE_LAYERS = 3  # torchvision's default for a pretrained backbone
 NORMS = ("frozen", "live", "sync")
+
+# The config may be someone else's: what it may ask for at most. All are far beyond what is of use.
+MOST = {
+    "num_classes": 2**16,
+    "fpn_channels": 2**12,
+    "head_size": 2**14,
+    "roi_samples": 2**14,
+    "mask_channels": 2**12,
+    "min_size": 2**13,  # pixels, to which even the smallest image would be enlarged
+    "max_size": 2**13,
+    "detections": 2**16,
+    "trainable_layers": 2**10,
+}
+MOST_ANCHOR = 2**14  # pixels
+MOST_CHARACTERS = 200  # of a class's or the backbone's name
+MOST_CHANNELS = 16  # of an image that is normalised
+MOST_ID = 2**53  # a category's id: what JSON readers of all languages take
 
 
 class Framework(NamedTuple):
@@ -97,16 +116,18 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         if self.framework not in FRAMEWORKS:
-            raise NatsError(f"framework: {self.framework!r} is unknown, expected one of {', '.join(FRAMEWORKS)}")
+            raise NatsError(f"framework: {short(self.framework)} is unknown, expected one of {', '.join(FRAMEWORKS)}")
         self._resolve_defaults()
         if self.norm not in NORMS:
-            raise NatsError(f"norm: expected one of {', '.join(NORMS)}, found {self.norm!r}")
+            raise NatsError(f"norm: expected one of {', '.join(NORMS)}, found {short(self.norm)}")
         self._check_sizes()
         self._check_framework()
+        self._check_normalisation()
+        self._check_names()
         for key in ("score_thresh", "nms_thresh"):
             value = getattr(self, key)
             if value is not None and not 0 <= value <= 1:
-                raise NatsError(f"{key}: expected a number in 0..1, found {value}")
+                raise NatsError(f"{key}: expected a number in 0..1, found {short(value)}")
 
     def _resolve_defaults(self) -> None:
         framework = FRAMEWORKS[self.framework]
@@ -118,14 +139,42 @@ class DetectorConfig:
     def _check_sizes(self) -> None:
         if len(self.anchor_sizes) != PYRAMID_LEVELS:
             raise NatsError(f"anchor_sizes: expected {PYRAMID_LEVELS}, one per level, found {len(self.anchor_sizes)}")
-        if min(self.anchor_sizes) < 1:
-            raise NatsError(f"anchor_sizes: expected positive numbers, found {min(self.anchor_sizes)}")
-        sizes = ("num_classes", "fpn_channels", "head_size", "roi_samples", "mask_channels", "min_size", "max_size")
-        for key in (*sizes, *(("detections",) if self.detections is not None else ())):
-            if getattr(self, key) < 1:
-                raise NatsError(f"{key}: expected a positive number, found {getattr(self, key)}")
-        if self.trainable_layers < 0:
-            raise NatsError(f"trainable_layers: expected 0 or more, found {self.trainable_layers}")
+        if not 1 <= min(self.anchor_sizes) <= max(self.anchor_sizes) <= MOST_ANCHOR:
+            wrong = next(size for size in self.anchor_sizes if not 1 <= size <= MOST_ANCHOR)
+            raise NatsError(f"anchor_sizes: expected positive numbers, up to {MOST_ANCHOR}, found {short(wrong)}")
+        for key, most in MOST.items():
+            value = getattr(self, key)
+            if value is None and key == "detections":
+                continue
+            if key == "trainable_layers" and value < 0:
+                raise NatsError(f"trainable_layers: expected 0 or more, found {short(value)}")
+            if value < (key != "trainable_layers"):
+                raise NatsError(f"{key}: expected a positive number, found {short(value)}")
+            if value > most:
+                raise NatsError(f"{key}: expected at most {most}, found {short(value)}")
+
+    def _check_normalisation(self) -> None:
+        mean, std = self.image_mean, self.image_std
+        if not 1 <= len(mean) <= MOST_CHANNELS or len(std) != len(mean):
+            found = f"{len(mean)} and {len(std)}"
+            raise NatsError(f"image_mean, image_std: expected as many numbers as images have channels, found {found}")
+        if not all(map(_is_finite, mean)):
+            raise NatsError(f"image_mean: expected finite numbers, found {short(mean)}")
+        if not all(_is_finite(value) and value > 0 for value in std):
+            raise NatsError(f"image_std: expected finite numbers above 0, found {short(std)}")
+
+    def _check_names(self) -> None:
+        labels = self.num_classes - 1
+        for key in ("classes", "category_ids"):
+            if getattr(self, key) and len(getattr(self, key)) != labels:
+                raise NatsError(f"{key}: expected {labels}, one per label, or none, found {len(getattr(self, key))}")
+        for name in (*self.classes, self.backbone):
+            if len(name) > MOST_CHARACTERS or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+                key = "backbone" if name is self.backbone else "classes"
+                expected = f"at most {MOST_CHARACTERS} characters, no line breaks or other control characters"
+                raise NatsError(f"{key}: expected {expected}, found {short(name)}")
+        if self.category_ids and not all(abs(number) <= MOST_ID for number in self.category_ids):
+            raise NatsError(f"category_ids: expected integers of at most {MOST_ID}, found {short(self.category_ids)}")
 
     def _check_framework(self) -> None:
         framework = FRAMEWORKS[self.framework]
@@ -146,7 +195,7 @@ class DetectorConfig:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(data) - set(fields))
         if unknown:
-            raise NatsError(f"{source}: unknown key {unknown[0]!r}")
+            raise NatsError(f"{source}: unknown key {short(unknown[0])}")
         missing = [key for key in ("framework", "backbone", "num_classes") if key not in data]
         if missing:
             raise NatsError(f"{source}: key {missing[0]!r} is missing")
@@ -175,7 +224,7 @@ def _checked(key: str, value: Any, kind: Any, source: str) -> Any:
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     if not any(_fits(value, one) for one in kinds):
         expected = " or ".join(_EXPECTED[one] for one in kinds)
-        raise NatsError(f"{source}: {key}: expected {expected}, found {value!r}")
+        raise NatsError(f"{source}: {key}: expected {expected}, found {short(value)}")
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -187,3 +236,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is float:
         return type(value) in (int, float)
     return type(value) is kind  # True is an int to Python, and no number here
+
+
+def _is_finite(value: float) -> bool:
+    """An integer beyond the range of float is not."""
+    return abs(value) <= 1e300 and not math.isnan(value)

@@ -92,7 +92,7 @@ def build_detector(config: DetectorConfig) -> nn.Module:
 def assemble(config: DetectorConfig, body: nn.Module) -> nn.Module:
     """Put a framework's modules around a feature extractor; nothing frozen yet. Boxes stay float32 under autocast."""
     detector = build_framework(config, body)
-    detector.config = config
+    detector.config = config  # type: ignore[assignment]  # torch declares no attributes that are no tensors
     keep_boxes_exact(detector)
     return detector
 

@@ -155,7 +155,8 @@ def _shown(boxes: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor | Non
     found = [item for item in found if all(map(math.isfinite, item.box))]
     if scores is None:
         return found
-    return sorted((item for item in found if item.score >= threshold), key=lambda item: item.score)
+    sure_enough = [(item.score, item) for item in found if item.score is not None and item.score >= threshold]
+    return [item for _, item in sorted(sure_enough, key=lambda pair: pair[0])]
 
 
 @functools.cache

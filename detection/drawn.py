@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 from pycocotools import mask as coco_mask
 
-from ..errors import NatsError
-from ..files import atomic_folder
+from ..errors import NatsError, short
+from ..files import atomic_folder, read_json
 from .drawing import class_colour
 
 FORMAT = 2  # raised whenever the same parameters would give other files
@@ -202,11 +202,11 @@ def _annotation(number: int, image_id: int, item: DrawnObject, mask: np.ndarray,
 
 def _check_drawn_with(root: Path, parameters: dict[str, Any]) -> None:
     try:
-        found = json.loads((root / "drawn.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = read_json(root / "drawn.json")
+    except NatsError as error:
         raise NatsError(f"{root}: exists and is no drawn data set; choose another folder") from error
     if found != parameters:
-        raise NatsError(f"{root}: expected a data set drawn with {parameters}, found one with {found}")
+        raise NatsError(f"{root}: expected a data set drawn with {parameters}, found one with {short(found)}")
 
 
 def _draw_sides(size: int, rng: np.random.Generator) -> tuple[int, int]:

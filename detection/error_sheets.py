@@ -113,8 +113,10 @@ class ErrorSheets:
             subjects.append(found.anns[error.detection])
         image_id = subjects[0]["image_id"]
         crop = self._crop(image_id, [_corners(each) for each in subjects])
-        shows_all = isinstance(error, Missed) or error.kind == "duplicate"
-        detections = self._detections(image_id) if shows_all else [found.anns[error.detection]]
+        if isinstance(error, Missed) or error.kind == "duplicate":
+            detections = self._detections(image_id)
+        else:
+            detections = [found.anns[error.detection]]
         left = self._panel(crop, truth, truth.imgToAnns[image_id])
         right = self._panel(crop, found, detections, with_scores=True)
         x, y = place

@@ -16,7 +16,7 @@ from ..files import atomic_folder, write_json, write_text
 from .coco_eval import CocoEvaluation, Metrics
 from .datasets import CocoDataset
 from .error_sheets import ErrorSheets
-from .eval_errors import FALSE_KINDS, MISSED_KINDS, ErrorBreakdown, find_errors
+from .eval_errors import FALSE_KINDS, MISSED_KINDS, ErrorBreakdown, FalsePositive, Missed, find_errors
 
 BOX_COLOUR, MASK_COLOUR = "#0072B2", "#D55E00"
 LIGHT = "#a9cbe3"
@@ -164,19 +164,20 @@ def _cut(name: str, length: int) -> str:
 
 
 def _class_bars(metrics: Metrics) -> Figure:
-    rows = [(name, row) for name, row in metrics.per_class.items() if row["ap"] is not None]
-    rows.sort(key=lambda each: each[1]["ap"])
+    found = ((name, row["ap"], row["ap50"]) for name, row in metrics.per_class.items())
+    rows = [(name, ap, ap50) for name, ap, ap50 in found if ap is not None and ap50 is not None]
+    rows.sort(key=lambda row: row[1])
     figure = Figure(figsize=(6.4, 1.1 + 0.2 * max(4, len(rows))), layout="constrained")
     axes = figure.add_subplot()
     places = np.arange(len(rows))
-    axes.barh(places, [row["ap"] for _, row in rows], 0.75, color=BOX_COLOUR, label="AP", zorder=2)
-    axes.barh(places, [row["ap50"] for _, row in rows], 0.75, color=LIGHT, label="AP50", zorder=1)
+    axes.barh(places, [ap for _, ap, _ in rows], 0.75, color=BOX_COLOUR, label="AP", zorder=2)
+    axes.barh(places, [ap50 for _, _, ap50 in rows], 0.75, color=LIGHT, label="AP50", zorder=1)
     if metrics.mask is not None:
-        masks = [metrics.mask.per_class[name]["ap"] for name, _ in rows]
+        masks = np.array([metrics.mask.per_class[name]["ap"] for name, _, _ in rows], dtype=float)
         axes.plot(masks, places, "D", color=MASK_COLOUR, markersize=4, zorder=3, label="AP of masks")
-    for place, (_, row) in zip(places, rows, strict=True):
-        axes.text(row["ap50"] + 1, place, f"{row['ap']:.1f}", va="center", fontsize=7)
-    axes.set_yticks(places, [_cut(name, 24) for name, _ in rows], fontsize=8)
+    for place, (_, ap, ap50) in enumerate(rows):
+        axes.text(ap50 + 1, place, f"{ap:.1f}", va="center", fontsize=7)
+    axes.set_yticks(places, [_cut(name, 24) for name, _, _ in rows], fontsize=8)
     axes.set(xlim=(0, 108), ylim=(-0.6, len(rows) - 0.4), xlabel="percent; the number is AP")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
@@ -218,7 +219,8 @@ def _draw_sheets(
 ) -> Iterable[Picture]:
     sheets = ErrorSheets(dataset, evaluation, errors.threshold)
     for name, (kind, heading) in tqdm(SHEETS.items(), "draw errors", leave=False, disable=None):
-        chosen = [error for error in (*errors.false, *errors.missed) if error.kind == kind]
+        found: list[FalsePositive | Missed] = [*errors.false, *errors.missed]
+        chosen = [error for error in found if error.kind == kind]
         if chosen:
             sheets.draw(chosen, f"{heading} ({len(chosen):,} in all)", folder / f"{name}.png")
             yield f"{name}.png", heading

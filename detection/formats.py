@@ -29,7 +29,10 @@ def find_formats(root: str | Path) -> list[Format]:
 def _look(root: Path) -> Iterator[Format]:
     if root.is_file():
         suffix = root.suffix.lower()
-        yield from ["coco"] if suffix == ".json" else ["yolo"] if suffix in (".yaml", ".yml") else []
+        if suffix == ".json":
+            yield "coco"
+        elif suffix in (".yaml", ".yml"):
+            yield "yolo"
         return
     tests: dict[Format, Callable[[], bool]] = {
         "coco": lambda: bool(_coco_splits(root)),

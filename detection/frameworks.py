@@ -56,7 +56,7 @@ def _cascade_rcnn(config: DetectorConfig, backbone: BackboneWithFPN) -> CascadeR
 
 
 def _retinanet(config: DetectorConfig, backbone: BackboneWithFPN) -> RetinaNet:
-    sizes = tuple(tuple(int(size * octave) for octave in OCTAVES) for size in config.anchor_sizes)
+    sizes = tuple(tuple(int(size * octave) for octave in OCTAVES) for size in _anchor_sizes(config))
     anchors = AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes))
     return RetinaNet(
         backbone, config.num_classes, anchor_generator=anchors, **_of_images(config), **_of_detections(config)
@@ -64,7 +64,8 @@ def _retinanet(config: DetectorConfig, backbone: BackboneWithFPN) -> RetinaNet:
 
 
 def _fcos(config: DetectorConfig, backbone: BackboneWithFPN) -> FCOS:
-    points = AnchorGenerator(tuple((size,) for size in config.anchor_sizes), ((1.0,),) * len(config.anchor_sizes))
+    sizes = tuple((size,) for size in _anchor_sizes(config))
+    points = AnchorGenerator(sizes, ((1.0,),) * len(sizes))
     return FCOS(backbone, config.num_classes, anchor_generator=points, **_of_images(config), **_of_detections(config))
 
 
@@ -77,6 +78,11 @@ _BUILDERS = {
 }
 
 
+def _anchor_sizes(config: DetectorConfig) -> tuple[int, ...]:
+    assert config.anchor_sizes is not None, "DetectorConfig fills them in"
+    return config.anchor_sizes
+
+
 def _of_images(config: DetectorConfig) -> dict[str, Any]:
     return {
         "min_size": config.min_size,
@@ -87,7 +93,7 @@ def _of_images(config: DetectorConfig) -> dict[str, Any]:
 
 
 def _of_proposals(config: DetectorConfig) -> dict[str, Any]:
-    sizes = tuple((size,) for size in config.anchor_sizes)
+    sizes = tuple((size,) for size in _anchor_sizes(config))
     return {"rpn_anchor_generator": AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes))}
 
 

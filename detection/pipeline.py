@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ LEAST_TIMED = 3  # batches
 
 def run_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], pool: Executor, ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """The function of each item, in order; up to `ahead` of them are computed in the pool before they are asked for.
 
     The items themselves are taken in the caller's thread. An error of the function is raised in its item's place, and

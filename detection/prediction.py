@@ -79,8 +79,8 @@ class _Job:
             return _run(self.detector, [p.pixels for p in pictures], self.threshold, self.labels, self.precision)
 
     def draw_output(self, image: Image.Image, output: dict[str, Tensor], **options: Any) -> Image.Image:
-        columns = (output[key] for key in ("boxes", "labels", "scores"))
-        return draw_detections(image, *columns, self.classes, 0.0, output.get("masks"), **options)
+        boxes, labels, scores = (output[key] for key in ("boxes", "labels", "scores"))
+        return draw_detections(image, boxes, labels, scores, self.classes, 0.0, output.get("masks"), **options)
 
 
 def predict_images(

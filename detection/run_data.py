@@ -8,15 +8,16 @@ from accelerate import Accelerator
 
 from .datasets import CocoDataset
 from .defects import listed
+from .hardware import describe_hardware
 from .run_folder import RunFolder
 
 
 def report_data(folder: RunFolder, accelerator: Accelerator, data: Mapping[str, CocoDataset]) -> None:
-    """Print a line per split on stderr, and begin the log with the same numbers, on the main process.
+    """Print a line per split on stderr, and begin the log with the same numbers and the hardware, on the main process.
 
     Args:
         folder: of the run; one that is resumed has its record already.
-        accelerator: knows the main process.
+        accelerator: knows the main process, devices and precision.
         data: by the split's name.
     """
     if not accelerator.is_main_process:
@@ -25,7 +26,7 @@ def report_data(folder: RunFolder, accelerator: Accelerator, data: Mapping[str, 
     for split, description in found.items():
         print(data_line(split, description), file=sys.stderr)
     if not folder.has_log():
-        folder.log({"step": 0, "epoch": 0.0, "data": found})
+        folder.log({"step": 0, "epoch": 0.0, "data": found, "hardware": describe_hardware(accelerator)})
 
 
 def describe_data(dataset: CocoDataset) -> dict[str, Any]:

@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import NatsError
+from ..errors import NatsError, short
 from ..files import atomic_folder, read_json, write_json, write_text
+from ..weights_file import load_weights
 
 # Options that may differ between a run and its resumption: they do not change what is computed.
 FREE_OPTIONS = frozenset({"resume", "workers", "checkpoint_every", "output", "data", "format", "images", "tensorboard"})
+
+
+MOST_STATE_BYTES = 2**28  # of a checkpoint's state.json: an optimiser's numbers are in it, some for each tensor
+MOST_STEP_DIGITS = 15
 
 
 class RunError(NatsError):
@@ -98,10 +102,9 @@ class RunFolder:
             raise RunError(f"{path}: expected an object with the run's options")
         for key in sorted((config.keys() | before.keys()) - FREE_OPTIONS):
             if before.get(key) != config.get(key):
-                raise RunError(
-                    f"{path}: the run was begun with {key}={before.get(key)!r} and can not go on with"
-                    f" {config.get(key)!r}"
-                )
+                name = key if key in config else short(key)  # the file may hold any key
+                was, now = _shown(before.get(key)), _shown(config.get(key))
+                raise RunError(f"{path}: the run was begun with {name}={was} and can not go on with {now}")
 
     @property
     def log_path(self) -> Path:
@@ -170,17 +173,17 @@ class RunFolder:
 
     def _checkpoints(self) -> list[Path]:
         steps = {folder: folder.name.removeprefix("step_") for folder in (self.path / "checkpoints").glob("step_*")}
-        return sorted((folder for folder, step in steps.items() if step.isdigit()), key=lambda f: int(steps[f]))
+        return sorted((folder for folder, step in steps.items() if _is_step(step)), key=lambda f: int(steps[f]))
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint's folder; RunError names what is missing or damaged."""
-    state = read_json(folder / "state.json", RunError)
-    if not isinstance(state, dict) or type(state.get("step")) is not int:
-        raise RunError(f"{folder / 'state.json'}: expected an object with an integer 'step'")
+    state = read_json(folder / "state.json", RunError, MOST_STATE_BYTES)
+    if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
+        raise RunError(f"{folder / 'state.json'}: expected an object with an integer 'step', from 0 on")
     try:
-        tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-    except (OSError, SafetensorError) as error:
+        tensors = {path.stem: load_weights(path) for path in sorted(folder.glob("*.safetensors"))}
+    except NatsError as error:
         raise RunError(f"{folder}: damaged checkpoint: {error}") from error
     return Checkpoint(state.pop("step"), tensors, state)
 
@@ -211,8 +214,17 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
                 entry[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 300 else short(value)
+
+
+def _is_step(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= MOST_STEP_DIGITS
+
+
 def _logged_step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 2**62  # the torn last line of a killed run

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import NatsError, one_line
 from ..figures import training_curves
-from ..files import write_json
+from ..files import read_json, write_json
+from ..source import find_genotype
 from . import formats
 from .augment import train_transforms
 from .coco_eval import Metrics, evaluate, predict
@@ -24,12 +25,15 @@ from .config import Precision, RunConfig, check_at_least
 from .datasets import CocoDataset, collate
 from .detector_folder import save_detector
 from .detectors import create_detector
+from .initial import InitialDetector, find_initial, with_classes
 from .loop import EpochLoader, ResumableLoop, cosine, set_lr, warmup_factor
 from .processes import process_group
 from .run_data import report_data
-from .run_folder import RunFolder, pack_optimizer, unpack_optimizer
+from .run_facts import describe_run
+from .run_folder import RunError, RunFolder, pack_optimizer, unpack_optimizer
 
 CALIBRATION_BATCH = 8
+INIT_KEY = "init"  # of a checkpoint's state.json
 DETECTOR_OPTIONS = (
     *("fpn_channels", "head_size", "roi_samples", "masks", "mask_channels", "min_size", "max_size", "anchor_sizes"),
     *("score_thresh", "nms_thresh", "detections"),
@@ -46,7 +50,13 @@ class TrainConfig(RunConfig):
     metrics.json and checkpoints/.
 
     Args:
-        genotype: what the variant runs: a published name or a file; null: the variant's default.
+        init: folder or Hub repository (org/name, org/name@revision) of a trained detector to go on from: all of it,
+            and its class head for the classes that have the same name in the data. Its config then stands for
+            framework, backbone, genotype, masks, anchor_sizes and the sizes of the heads, which can not be changed. Its
+            min_size, max_size, trainable_layers, norm, roi_samples, score_thresh, nms_thresh and detections can: they
+            hold as far as these options are left at their defaults. weights and calibration_images are not needed.
+        genotype: what the variant runs: a published name, a file, the folder of a search, or the Hub repository of a
+            genotype or model (hf-hub:org/name); null: the variant's default.
         norm: batch norm of the backbone, 'frozen', 'live', or 'sync': live, with statistics over all processes, on
             GPUs; null: frozen, or live in a random backbone.
         epochs: times through the training split.
@@ -67,6 +77,7 @@ class TrainConfig(RunConfig):
     """
 
     val_split: str | None = "val"
+    init: str | None = None
     backbone: str = "nats_resnet50"
     genotype: str | None = None
     norm: Literal["frozen", "live", "sync"] | None = None
@@ -103,29 +114,45 @@ class Trainer(ResumableLoop):
     Args:
         config: see TrainConfig.
         accelerator: None: one of the config's precision.
+        command: as it was typed, for the model card.
 
     Raises:
         NatsError: anything wrong with the data, the options or the output folder, before any work is done.
     """
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator | None = None):
+    def __init__(self, config: TrainConfig, accelerator: Accelerator | None = None, command: str | None = None):
         self.config = config
+        self.command = command
         accelerator = accelerator or create_accelerator(config.precision)
         check_norm(config.norm, accelerator)
-        self.train_data = open_split(config, config.train_split, train_transforms(
-            config.flip, config.vertical_flip, config.jitter))  # fmt: skip
-        self.val_data = open_split(config, config.val_split) if config.val_split else None
         folder = open_run_folder(config, accelerator)
+        self.initial = find_run_initial(config, folder, accelerator)
+        masks = None if self.initial is None else self.initial.config.masks
+        self.train_data = open_split(config, config.train_split, train_transforms(
+            config.flip, config.vertical_flip, config.jitter), masks)  # fmt: skip
+        self.val_data = open_split(config, config.val_split, masks=masks) if config.val_split else None
         loader = EpochLoader(self.train_data, accelerator, config.batch_size, config.workers, config.seed)
         super().__init__(
             accelerator, folder, [loader], config.epochs, config.seed, config.checkpoint_every, "train",
             config.accumulate,
         )  # fmt: skip
-        self._prepare(create_run_detector(
-            config, self.train_data, accelerator, genotype=config.genotype, norm=config.norm))  # fmt: skip
+        self._prepare(self._create_detector())
         self.best_ap = -1.0
         self.evaluations_since_best = 0
         self.metrics: Metrics | None = None
+
+    def _create_detector(self) -> nn.Module:
+        config, data = self.config, self.train_data
+        if self.initial is None:
+            genotype = None if config.genotype is None else find_genotype(config.genotype)
+            return create_run_detector(config, data, self.accelerator, genotype=genotype, norm=config.norm)
+        if self.initial.folder is not None:
+            self.initial = with_classes(self.initial, data.classes, data.category_ids)
+        check_norm(self.initial.config.norm, self.accelerator)
+        torch.manual_seed(config.seed)
+        detector = self.initial.create()
+        synchronise_norms(detector, self.accelerator)
+        return in_memory_format(detector, config)
 
     def _prepare(self, detector: nn.Module) -> None:
         config, accelerator = self.config, self.accelerator
@@ -146,12 +173,22 @@ class Trainer(ResumableLoop):
         """What is evaluated and saved: the detector of the averaged weights, or the trained one."""
         return self.plain_detector if self.averaged is None else self.averaged.module
 
-    def begin(self) -> None:
-        """Say what the run trains and evaluates on."""
+    @property
+    def data(self) -> dict[str, CocoDataset]:
+        """The splits of the run, by name."""
         data = {self.config.train_split: self.train_data}
         if self.val_data is not None:
             data[self.config.val_split] = self.val_data
-        report_data(self.folder, self.accelerator, data)
+        return data
+
+    def begin(self) -> None:
+        """Say what the run trains and evaluates on, and what it begins with."""
+        is_new = not self.folder.has_log()
+        report_data(self.folder, self.accelerator, self.data)
+        if self.initial is not None and self.initial.folder is not None and self.accelerator.is_main_process:
+            print(self.initial.line(), file=sys.stderr)
+            if is_new:
+                self.log({"init": {"name": self.initial.name, "classes kept": len(self.initial.kept.keys() - {0})}})
 
     def train_step(self, batches: list[tuple]) -> dict[str, float]:
         lr = self._lr()
@@ -208,6 +245,7 @@ class Trainer(ResumableLoop):
             "best_ap": self.best_ap,
             "evaluations_since_best": self.evaluations_since_best,
             "metrics": self.metrics.to_dict() if self.metrics else None,
+            INIT_KEY: self.initial.to_dict() if self.initial else None,
         }
 
     def load_state(self, tensors: dict[str, dict[str, Tensor]], data: dict[str, Any]) -> None:
@@ -237,7 +275,12 @@ class Trainer(ResumableLoop):
     def _save(self, name: str, metrics: Metrics | None) -> None:
         if self.accelerator.is_main_process:
             split = describe_split(self.config, self.config.val_split)
-            save_detector(self.result, self.folder.path / name, metrics=metrics, evaluated_on=split)
+            began = {} if self.initial is None else {"init": self.initial.name}
+            run = describe_run(
+                self.config, self.folder.config | began, self.data, self.plain_detector, self.accelerator,
+                self.images_per_step, self.command,
+            )  # fmt: skip
+            save_detector(self.result, self.folder.path / name, metrics, split, run)
         self.accelerator.wait_for_everyone()
 
 
@@ -261,6 +304,26 @@ def create_accelerator(precision: Precision | None) -> Accelerator:
 def open_run_folder(config: RunConfig, accelerator: Accelerator) -> RunFolder:
     """The config's output folder, which the main process writes."""
     return RunFolder(config.output, config.to_dict(), config.resume, accelerator.is_main_process, config.tensorboard)
+
+
+def find_run_initial(config: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> InitialDetector | None:
+    """The detector that a run begins with; that of a run which goes on is in its checkpoint, nothing is downloaded.
+
+    Raises:
+        NatsError: no such detector, or an option that contradicts it.
+    """
+    if config.init is None:
+        return None
+    step = folder.latest_step()
+    if step is not None:
+        path = folder.path / "checkpoints" / f"step_{step:06d}" / "state.json"
+        saved = read_json(path, RunError)
+        saved = saved.get(INIT_KEY) if isinstance(saved, dict) else None
+        if not isinstance(saved, dict):
+            raise RunError(f"{path}: {INIT_KEY}: expected the detector that the run began with")
+        return InitialDetector.from_dict(saved, str(path))
+    with accelerator.main_process_first():  # it downloads, the others find the files
+        return find_initial(config.init, config)
 
 
 def open_split(config: RunConfig, split: str, transforms: Any = None, masks: bool | None = None) -> CocoDataset:

@@ -32,7 +32,13 @@ ALL = "all"
 """The split of data sets that tell none."""
 
 MOST_BYTES = 16 * 2**20
-"""A larger XML file is refused, unread."""
+"""A larger XML file, list of images or list of classes is refused, unread."""
+
+MOST_ELEMENTS = 400_000
+"""Of an XML file: some 30,000 objects."""
+
+MOST_LEVELS = 64
+"""Of elements within each other."""
 
 ANNOTATION_FOLDERS = ("Annotations", "annotations_voc", "annotations", "xml", "xmls", "voc", "labels")
 CLASS_FILES = ("labels.txt", "classes.txt")
@@ -209,12 +215,20 @@ def _lists_xml(path: Path, flat: Path) -> bool:
 
 def _listed_names(path: Path) -> list[str]:
     """Names of images, of which lines may also be file names, paths, or followed by VOC's 1, 0 or -1."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected the name of an image per line: {one_line(error)}") from error
+    text = _read_list(path, "an image")
     lines = (re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in text.splitlines())
     return [image_stem(line.replace("\\", "/").rpartition("/")[2]).removesuffix(".xml") for line in lines if line]
+
+
+def _read_list(path: Path, of: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES} bytes")
+        return content.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected the name of {of} per line: {one_line(error)}") from error
 
 
 def _files_of(root: Path, split: str) -> tuple[list[Path], list[Defect]]:
@@ -306,7 +320,7 @@ def _parse_xml(path: Path) -> Element:
         raise BadEntry("bad XML", f"{path}: expected at most {MOST_BYTES} bytes of XML")
     if not content.strip():
         raise BadEntry("empty XML", f"{path}: expected Pascal VOC's XML, the file is empty")
-    builder = TreeBuilder()
+    builder = _LimitedBuilder()
     parser = expat.ParserCreate()
     parser.buffer_text = True
     parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
@@ -319,8 +333,27 @@ def _parse_xml(path: Path) -> Element:
         raise BadEntry("bad XML", f"{path}: expected XML: {one_line(error)}") from error
 
 
+class _LimitedBuilder(TreeBuilder):
+    """Builds a tree of bounded size and depth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = self.level = 0
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> Element:
+        self.elements += 1
+        self.level += 1
+        if self.elements > MOST_ELEMENTS or self.level > MOST_LEVELS:
+            raise ValueError(f"at most {MOST_ELEMENTS} elements are read, and {MOST_LEVELS} within each other")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> Element:
+        self.level -= 1
+        return super().end(tag)
+
+
 def _refuse_doctype(name: str, *_: object) -> None:
-    raise ValueError(f"a document type, which may define entities, is not read: <!DOCTYPE {name}")
+    raise ValueError(f"a document type, which may define entities, is not read: <!DOCTYPE {name[:40]}")
 
 
 def _text(element: Element, path: str) -> str:
@@ -389,11 +422,7 @@ def _classes(root: Path, parsed: list[VocAnnotation], files: set[Path]) -> list[
 
 
 def _read_classes(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected the name of a class per line: {one_line(error)}") from error
-    classes = [line.strip() for line in lines if line.strip()]
+    classes = [line.strip() for line in _read_list(path, "a class").splitlines() if line.strip()]
     if not classes:
         raise DataError(f"{path}: expected the name of a class per line, the file is empty")
     for index, name in enumerate(classes):

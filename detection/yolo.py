@@ -18,9 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from ..errors import one_line
+from ..files import read_yaml
 from .annotations import RawData
 from .defects import BadEntry, DataError, Defect, show
 from .image_index import exists, is_image, list_images, read_sizes
@@ -34,7 +33,10 @@ ROUNDING = 1e-5
 """What a box of six digits may jut out by rounding alone; so much is taken off again."""
 
 MOST_BYTES = 16 * 2**20
-"""A larger data.yaml, list or label file is refused, unread."""
+"""A larger list or label file is refused, unread."""
+
+MOST_CLASSES = 50_000
+"""Of a data.yaml."""
 
 
 class YoloConfig(NamedTuple):
@@ -126,7 +128,7 @@ def read_yolo_config(root: str | Path) -> YoloConfig:
     path = find_yolo_config(root)
     if path is None:
         raise DataError(f"{root}: expected YOLO's data.yaml, a file {Path(root) / CONFIG_NAMES[0]}")
-    content = _load_yaml(path)
+    content = read_yaml(path, DataError)
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected keys with values, such as names and train, got {show(content)}")
     classes = _classes(path, content)
@@ -157,19 +159,9 @@ def _read_text(path: Path) -> str:
         raise BadEntry("unreadable label file", f"{path}: expected UTF-8 text: {one_line(error)}") from error
 
 
-def _load_yaml(path: Path) -> Any:
-    text = _read_text(path)
-    try:
-        return yaml.safe_load(text)
-    except RecursionError as error:
-        raise DataError(f"{path}: expected YAML, it is nested too deeply") from error
-    except Exception as error:  # PyYAML lets through what dates, numbers and keys of the wrong kind raise
-        raise DataError(f"{path}: expected YAML: {one_line(error)}") from error
-
-
 def _names_classes(path: Path) -> bool:
     try:
-        content = _load_yaml(path)
+        content = read_yaml(path, DataError)
     except DataError:
         return False
     return isinstance(content, dict) and "names" in content and any(key in content for key in SPLITS)
@@ -177,7 +169,7 @@ def _names_classes(path: Path) -> bool:
 
 def _classes(path: Path, content: dict) -> list[str]:
     names, count = content.get("names"), content.get("nc")
-    if names is None and type(count) is int and 0 < count <= 100_000:
+    if names is None and type(count) is int and 0 < count <= MOST_CLASSES:
         return [f"class_{number}" for number in range(count)]
     if isinstance(names, dict):
         if set(names) != set(range(len(names))):

@@ -5,12 +5,14 @@ imported on first use.
 """
 
 import importlib
+from types import ModuleType
 
 from . import nats_any, nats_resnet  # registers the variants
 from .backbone_folder import from_pretrained, save_backbone
 from .batch_norm import recalibrate_bn
 from .errors import GenotypeError, NatsError
 from .genotype import Genotype, Run, published_genotypes
+from .genotype_repo import save_genotype_folder
 from .publishing import publish
 from .regrouped_conv import RegroupedConv2d
 from .stages import searchable_convs
@@ -33,13 +35,14 @@ __all__ = [
     "published_genotypes",
     "recalibrate_bn",
     "save_backbone",
+    "save_genotype_folder",
     "searchable_convs",
     "to_plain",
     "transform",
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> ModuleType:
     if name in _LAZY_PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,14 +10,28 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from .errors import NatsError, one_line
 from .genotype import Genotype
 from .hub_client import resolve_folder
-from .model_card import CARD_CITATION, CARD_REPO, card_table, genotype_origin, provenance_tables
+from .model_card import (
+    CARD_CITATION,
+    CARD_REPO,
+    BaseWeights,
+    RunFacts,
+    card_metadata,
+    card_table,
+    eval_results,
+    genotype_origin,
+    genotype_section,
+    join_card,
+    license_section,
+    provenance_tables,
+    run_sections,
+)
 from .model_folder import CARD_NAME, CHART_NAME, read_config, save_chart, write_folder_atomically
 from .nats_any import NAME as NATS_ANY
 from .version import __version__
@@ -51,6 +65,8 @@ def save_backbone(
     folder: str | os.PathLike,
     metrics: Mapping[str, Any] | None = None,
     base_model: str | None = None,
+    evaluated_on: str | None = None,
+    run: RunFacts | None = None,
 ) -> Path:
     """Write a backbone as a model folder, whole or not at all.
 
@@ -59,6 +75,8 @@ def save_backbone(
         folder: is created; a model folder that is already there is replaced.
         metrics: figures for the model card.
         base_model: Hub id of the weights it was fine-tuned from, for the model card.
+        evaluated_on: data set and split of the metrics. With it they are stated for the Hub's search too.
+        run: what made it, for the model card.
 
     Returns:
         The folder.
@@ -77,7 +95,8 @@ def save_backbone(
         save_weights(model.state_dict(), new / WEIGHTS_NAME, genotype)
         check_backbone(new)
         save_chart(genotype, new / CHART_NAME)
-        (new / CARD_NAME).write_text(_backbone_card(model, genotype, metrics or {}, base_model), encoding="utf-8")
+        card = _backbone_card(model, genotype, metrics or {}, base_model, evaluated_on, run)
+        (new / CARD_NAME).write_text(card, encoding="utf-8")
 
     return write_folder_atomically(folder, write)
 
@@ -116,29 +135,54 @@ def _save_config(model: nn.Module, path: Path) -> None:
         raise NatsError(f"{type(model).__name__} can not be described in {CONFIG_NAME}: {one_line(error)}") from error
 
 
-def _backbone_card(model: nn.Module, genotype: Genotype, metrics: Mapping[str, Any], base_model: str | None) -> str:
+def _backbone_card(
+    model: nn.Module,
+    genotype: Genotype,
+    metrics: Mapping[str, Any],
+    base_model: str | None,
+    evaluated_on: str | None,
+    run: RunFacts | None,
+) -> str:
     cfg = model.pretrained_cfg
-    header = ModelCardData(
+    base = BaseWeights(name=_base_name(cfg), hub_id=base_model, license=cfg.get("license"))
+    header = card_metadata(
+        "backbone",
+        cfg["architecture"] if cfg["architecture"] != NATS_ANY else genotype.architecture,
+        (run and run.base) or base,
         library_name="timm",
-        license=cfg.get("license") or "other",
-        tags=["timm", "nats-zoo", "object-detection-backbone", "dilated-convolution"],
+        tags=["timm", "object-detection-backbone", "dilated-convolution"],
         pipeline_tag="image-feature-extraction",
-        base_model=base_model,
+        eval_results=_results(metrics, evaluated_on, run),
     )
+    on = f" on {evaluated_on}" if evaluated_on else ""
     sections = [
-        f"---\n{header.to_yaml()}\n---",
         _CARD_BODY.format(
             title=cfg["architecture"] if cfg["architecture"] != NATS_ANY else f"{genotype.architecture}, regrouped",
             plain=genotype.architecture,
             origin=genotype_origin(genotype),
             repo=CARD_REPO,
         ),
-        f"## Genotype\n\n![Dilations of each convolution]({CHART_NAME})\n\n```\n{genotype}\n```",
-        card_table("Metrics", metrics),
+        genotype_section(genotype, CHART_NAME),
+        card_table(f"Metrics{on}", metrics),
         provenance_tables(genotype),
+        run_sections(run),
+        license_section((run and run.base) or base),
         CARD_CITATION,
     ]
-    return "\n\n".join(filter(None, sections)) + "\n"
+    return join_card(header, sections)
+
+
+def _base_name(cfg: Mapping[str, Any]) -> str:
+    """The weights of a network's tag; timm does not record whether they were loaded."""
+    tag = f".{cfg['tag']}" if cfg.get("tag") else ""
+    return f"timm's {cfg['architecture']}{tag}, if it began with them"
+
+
+def _results(metrics: Mapping[str, Any], evaluated_on: str | None, run: RunFacts | None) -> list[EvalResult] | None:
+    if evaluated_on is None:
+        return None
+    figures = {key: (key, float(value)) for key, value in metrics.items() if type(value) in (int, float)}
+    return eval_results("image-feature-extraction", figures, evaluated_on, run) or None
 
 
 _CARD_BODY = """\
@@ -146,9 +190,6 @@ _CARD_BODY = """\
 
 A backbone for object detection: timm's `{plain}` with some output channels of its convolutions at other dilations.
 Same parameters, same multiply-adds and same state dict as `{plain}`. {origin}
-
-It is made to be fine-tuned in a detector. The logits of a regrouped classifier are not ImageNet-accurate before
-fine-tuning, because the dilations differ from those that the weights were first trained with.
 
 ## Use
 
@@ -161,4 +202,11 @@ backbone = timm.create_model("hf-hub:{repo}", pretrained=True, features_only=Tru
 ```
 
 `nats_zoo.from_pretrained("{repo}", revision=...)` also pins a revision and checks that the weights belong to
-the genotype."""
+the genotype.
+
+## Intended use and limits
+
+- It is made to be fine-tuned in a detector (`nats train`), or in another dense task.
+- The logits of a regrouped classifier are not ImageNet-accurate before fine-tuning, because the dilations differ from
+  those that the weights were first trained with.
+- Whether a genotype helps depends on the data: compare with the plain network, trained equally."""

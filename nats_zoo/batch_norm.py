@@ -30,7 +30,7 @@ def recalibrate_bn(model: nn.Module, loader: Iterable) -> nn.Module:
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         raise NatsError("recalibrate_bn: the model has no batch norm with running statistics")
-    device = norms[0].running_mean.device
+    device = next(norms[0].buffers()).device
     batches = 0
     with _measuring(model, norms):
         for batch in loader:
@@ -55,7 +55,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _measuring(model: nn.Module, norms: list[_BatchNorm]):
+def _measuring(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     before = [{key: value.clone() for key, value in norm.state_dict().items()} for norm in norms]

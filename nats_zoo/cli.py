@@ -120,16 +120,39 @@ def _from_function(function: Callable[..., None]) -> Callable[[Any], Callable[[A
 
 def _predict(parser: Any) -> Callable[[Any], None]:
     # By hand, as a list that is a positional would have to be typed as [one.jpg,two.jpg], and so would an option's.
-    parser.add_function_arguments(predict, as_group=False, as_positional=True, skip={"images", "classes"})
+    skipped = {"model", "images", "classes"}
+    parser.add_function_arguments(predict, as_group=False, as_positional=True, skip=skipped)
+    parser.add_argument(
+        "--model",
+        type=str,
+        help="a detector's folder or Hub repository, org/name or org/name@revision; without this option the first of"
+        " the IMAGES is it.",
+    )
     parser.add_argument(
         "images",
         nargs="+",
         type=str,
         help="image files, videos (with PyAV: pip install 'nats-zoo[video]'), folders of images, and patterns in quotes"
-        " such as 'photos/**/*.jpg'.",
+        " such as 'photos/**/*.jpg'; the model before them, without --model.",
     )
     parser.add_argument("--classes", nargs="+", type=str, help="names of the only classes to look for; default: all.")
-    return lambda options: predict(**options.as_dict())
+
+    def run(options: Any) -> None:
+        named = options.as_dict()
+        if named["model"] is None:
+            named["model"], *named["images"] = named["images"]
+        if not named["images"]:
+            raise NatsError(f"images: expected some beside the model, {named['model']}; see nats predict --help")
+        predict(**named)
+
+    return run
+
+
+def _recipes(parser: Any) -> Callable[[Any], None]:
+    # By hand, as a list that is a positional would have to be typed as [one,two].
+    parser.add_argument("names", nargs="*", default=[], type=str, help="recipes to copy; without any all are listed")
+    parser.add_argument("--output", default="recipes", type=str, help="folder to copy to")
+    return lambda options: recipes(**options.as_dict())
 
 
 def _search(parser: Any) -> Callable[[Any], None]:
@@ -152,7 +175,7 @@ def _train(parser: Any) -> Callable[[Any], None]:
     parser.add_class_arguments(TrainConfig, as_group=False)
 
     def run(options: Any) -> None:
-        metrics = Trainer(TrainConfig(**options.as_dict())).run()
+        metrics = Trainer(TrainConfig(**options.as_dict()), command=_typed_command()).run()
         if metrics is not None:
             _print_once(metrics.table())
 
@@ -203,7 +226,8 @@ def control(
     """
     from .search.controls import make_control
 
-    options = {"backbone": backbone, "space": space, "groups": groups, "channels_per_group": channels_per_group}
+    options: dict[str, Any] = {"backbone": backbone, "space": space}
+    options |= {"groups": groups, "channels_per_group": channels_per_group}
     options |= {"convs": convs, "basic_block": basic_block, "dilation": dilation, "shares": shares}
     options |= {"genotype": genotype}
     made = make_control(kind, {key: value for key, value in options.items() if value is not None}, seed)
@@ -279,8 +303,8 @@ def show(genotype: str, output: str | None = None) -> None:
     """Print a genotype's table and provenance, and draw its chart.
 
     Args:
-        genotype: a published genotype's name, a variant's (its default), a genotype file, or the folder of a search or
-            model.
+        genotype: a published genotype's name, a variant's (its default), a genotype file, the folder of a search or
+            model, or the Hub repository of a genotype or model (org/name, org/name@revision).
         output: PNG file for the chart; default: the genotype's name in the working folder.
     """
     from .source import find_genotype, genotype_name
@@ -307,7 +331,8 @@ def erf(
     """Draw the effective receptive fields of the plain and of the NATS network side by side, with their radii.
 
     Args:
-        model: a variant or timm network, or the folder or Hub repository of a backbone or detector.
+        model: a variant or timm network, or the folder or Hub repository (org/name, org/name@revision) of a backbone
+            or detector.
         genotype: a genotype's name or file; default: the model's own, else the architecture's default one.
         weights: random, pretrained (timm's, downloaded unless cached), or the folder, safetensors file or Hub
             repository of a model; default: the model folder's own, for a name random ones.
@@ -332,6 +357,7 @@ def erf(
 
     used = f"{weights_name(source, weights)}{f', seed {seed}' if weights == RANDOM else ''}"
     title = f"Effective receptive field of {source.architecture}, stage {stage}, in {size} x {size} pixels"
+    assert source.genotype is not None, "find_nats_source sees to it"
     name = f"NATS: {genotype_name(source.genotype)}"
     erf_picture(*fields, target, f"{title}\nweights: {used}", name)
     print(f"{title}; weights: {used}")
@@ -355,7 +381,7 @@ def export(
     """Write a backbone as a file for other runtimes, and check that it gives the same outputs there.
 
     Args:
-        model: a variant or timm network, or the folder or Hub repository of a backbone.
+        model: a variant or timm network, or the folder or Hub repository (org/name, org/name@revision) of a backbone.
         output: the file; default: the model's name in the working folder, with the format's suffix.
         format: onnx, torch (a torch.export program, .pt2) or torchscript (a trace).
         genotype: a genotype's name or file; default: the model's own.
@@ -408,12 +434,13 @@ def evaluate(
     output: str | None = None,
     transpose: bool = False,
     report: bool = False,
+    revision: str | None = None,
 ) -> None:
     """Evaluate a detector, or the results file of any program, with COCO's metrics of boxes and masks.
 
     Args:
-        model: a detector's folder or Hub repository; or results in COCO's format, a file FILE.json of another
-            program, with boxes, masks or both.
+        model: a detector's folder or Hub repository, org/name or org/name@revision; or results in COCO's format, a
+            file FILE.json of another program, with boxes, masks or both.
         data: folder of a data set (COCO, Pascal VOC or YOLO), or its annotation file or data.yaml.
         split: split to evaluate on.
         format: coco, voc or yolo; default: told by looking, the first of these that is there.
@@ -426,9 +453,11 @@ def evaluate(
         transpose: swap rows and columns of all images and boxes: the data set's transposed twin.
         report: write report/report.md into the output folder (default: evaluation): precision-recall curves, AP by
             class and size, numbers and pictures of the worst errors.
+        revision: branch, tag or commit of the Hub repository, as after its @.
     """
     from .detection.evaluation import REPORT_OUTPUT, evaluate_model
 
+    model = _with_revision(model, revision)
     metrics = evaluate_model(
         model, data, split, images, skip_bad, batch_size, precision, workers, output, transpose, format, report
     )
@@ -449,11 +478,12 @@ def predict(
     device: str | None = None,
     draw: bool = True,
     every: int = 1,
+    revision: str | None = None,
 ) -> None:
     """Draw what a detector finds on images and videos and write it as JSON.
 
     Args:
-        model: a detector's folder or Hub repository.
+        model: a detector's folder or Hub repository, org/name or org/name@revision.
         images: image files, videos (with PyAV: pip install 'nats-zoo[video]'), folders of images, and patterns in
             quotes such as 'photos/**/*.jpg'.
         output: folder for a PNG per image and predictions.json (boxes as x1, y1, x2, y2 in pixels, masks as COCO's run
@@ -467,15 +497,28 @@ def predict(
         device: cpu, cuda, cuda:1; default: a GPU if there is one.
         draw: draw pictures; false: JSON only.
         every: of a video, look at, draw and write only every n-th frame.
+        revision: branch, tag or commit of the Hub repository, as after its @.
     """
     from tqdm import tqdm
 
     from .detection.prediction import predict_images
 
-    options = {"classes": classes, "recursive": recursive, "batch_size": batch_size, "precision": precision}
+    options: dict[str, Any] = {"classes": classes, "recursive": recursive}
+    options |= {"batch_size": batch_size, "precision": precision}
     options |= {"device": device, "draw": draw, "every": every}
-    for line in predict_images(model, images, output, threshold, **options):
+    for line in predict_images(_with_revision(model, revision), images, output, threshold, **options):
         tqdm.write(line)  # above the bar, if there is one
+
+
+def _with_revision(model: str, revision: str | None) -> str:
+    """`org/name@revision`, from a model and the option --revision."""
+    if revision is None:
+        return model
+    from .hub_client import split_revision
+
+    if Path(model).exists():
+        raise NatsError(f"revision: is for repositories on the Hub, {model} is a file or a folder")
+    return "@".join(map(str, split_revision(model, revision)))
 
 
 def convert(
@@ -543,23 +586,75 @@ def publish(
     private: bool = False,
     revision: str | None = None,
     tag: str | None = None,
-    message: str | None = None,
+    commit_message: str | None = None,
     dry_run: bool = False,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
+    data_license: str | None = None,
+    weights_license: str | None = None,
+    dataset: str | None = None,
+    base_model: str | None = None,
 ) -> None:
-    """Publish a backbone's or detector's folder on the Hugging Face Hub, in one commit.
+    """Publish a backbone, a detector or a genotype on the Hugging Face Hub, in one commit, or none if nothing changed.
 
     Args:
-        folder: what `nats train` wrote (model/ or best/), or `nats_zoo.save_backbone`.
+        folder: what `nats train` wrote (model/ or best/), or `nats_zoo.save_backbone`; or a genotype: the folder of
+            `nats search` or its genotype.json.
         repo: ORG/NAME; created if it is not there.
         private: create it as a private repository.
-        revision: branch to commit to.
+        revision: branch to commit to; default: main.
         tag: tag the commit.
-        message: commit message.
+        commit_message: default: says the version of nats-zoo.
         dry_run: print what would be uploaded, and do nothing.
+        license: of the model, for its card, as the Hub names it (apache-2.0); default: the base weights', as far as
+            timm knows it. other: needs the next two.
+        license_name: of another licence.
+        license_link: address of its text.
+        data_license: of the training data.
+        weights_license: of the base weights.
+        dataset: id of the training data on the Hub.
+        base_model: id of the base weights on the Hub.
     """
     from .publishing import publish as publish_folder
 
-    print(publish_folder(folder, repo, private, revision, tag, message, dry_run=dry_run))
+    options = {"license": license, "license_name": license_name, "license_link": license_link}
+    options |= {"data_license": data_license, "weights_license": weights_license}
+    options |= {"dataset": dataset, "base_model": base_model}
+    print(publish_folder(folder, repo, private, revision, tag, commit_message, dry_run=dry_run, **options))
+
+
+def collection(owner: str, json: bool = False) -> None:
+    """List what an organisation or user has published of the zoo on the Hugging Face Hub.
+
+    Args:
+        owner: name of the organisation or user.
+        json: print JSON instead of a table.
+    """
+    from .collection import collection_table, list_collection
+
+    repositories = list_collection(owner)
+    if json:
+        from json import dumps
+
+        print(dumps([repository.to_dict() for repository in repositories], indent=2))
+    elif repositories:
+        print(collection_table(repositories))
+    else:
+        print(f"{owner}: no repository with the tag nats-zoo (private ones are seen with a token: hf auth login)")
+
+
+def recipes(names: list[str], output: str) -> None:
+    """List the recipes that come with the package, or copy some into a folder and print what stands at their heads."""
+    from .recipe_files import copy_recipe, read_recipe, recipe_head, recipe_names, recipe_title
+
+    if not names:
+        found = recipe_names()
+        width = max(map(len, found))
+        print(*(f"{name:<{width}}  {recipe_title(read_recipe(name))}" for name in found), sep="\n")
+        print("\nnats recipes NAME copies one to recipes/NAME.yaml and shows the commands that it is for.")
+    for name in names:
+        print(f"{copy_recipe(name, output)}\n\n{recipe_head(read_recipe(name))}\n")
 
 
 def demo(output: str = "demo", seed: int = 0) -> None:
@@ -583,10 +678,12 @@ COMMANDS = {
     "control": Command("a genotype that was not searched, to compare with", _from_function(control)),
     "data": Command("what is in a data set, and what is wrong with it", _from_function(data)),
     "train": Command("train a detector on a timm backbone", _train),
+    "recipes": Command("YAML files for --config: the paper's rows and others, ready to run", _recipes),
     "evaluate": Command("COCO metrics of a detector or a results file", _from_function(evaluate)),
     "predict": Command("draw what a detector finds on images and videos", _predict),
     "convert": Command("a torchvision detector's checkpoint as a detector folder", _from_function(convert)),
     "export": Command("a backbone as ONNX, torch.export or TorchScript file", _from_function(export)),
-    "publish": Command("put a model folder on the Hugging Face Hub", _from_function(publish)),
+    "publish": Command("put a backbone, detector or genotype on the Hugging Face Hub", _from_function(publish)),
+    "collection": Command("what an organisation has published of the zoo", _from_function(collection)),
     "demo": Command("the whole path on a drawn data set, without a download", _from_function(demo)),
 }

@@ -11,6 +11,7 @@ They are timm's blocks in everything else: `adopt_blocks` changes nothing but a 
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from timm.layers import BlurPool2d
@@ -171,10 +172,12 @@ def _permute_inputs(conv: nn.Conv2d, order: Sequence[int] | None) -> None:
         conv.weight.copy_(conv.weight[:, order].clone())
 
 
-def _keeps_channels_apart(*modules: nn.Module) -> bool:
-    """Whether modules treat all channels alike, so that a permutation passes through them."""
+def _keeps_channels_apart(*modules: nn.Module | None) -> bool:
+    """Whether modules treat all channels alike, so that a permutation passes through them; None is no module."""
     return all(
-        isinstance(module, BlurPool2d) or not any(t.numel() > 1 for t in chain(module.parameters(), module.buffers()))
+        module is None
+        or isinstance(module, BlurPool2d)
+        or not any(t.numel() > 1 for t in chain(module.parameters(), module.buffers()))
         for module in modules
     )
 
@@ -226,7 +229,7 @@ def _rebuild(
         dilations: one per output channel, where they moved; None: as they are.
     """
     shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-    options = dict(groups=conv.groups, bias=bias is not None, device="meta")
+    options: dict[str, Any] = dict(groups=conv.groups, bias=bias is not None, device="meta")
     if isinstance(conv, RegroupedConv2d):
         options["runs"] = conv.runs if dilations is None else runs_from_channels(dilations)
     rebuilt = type(conv)(*shape, **options)

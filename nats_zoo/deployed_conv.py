@@ -68,7 +68,7 @@ class DeployedConv2d(nn.Module):
     ):
         super().__init__()
         self.runs = tuple(runs)
-        geometry = Geometry(tuple(weight.shape[2:]), stride, padding, dilation)
+        geometry = Geometry((weight.shape[2], weight.shape[3]), stride, padding, dilation)
         groups = list(_share_columns(_parts(self.runs), geometry))
         self.steps = nn.ModuleList(_build_step(group, weight, bias, geometry) for group in groups)
         self._sizes, self._order = _plan_order([[c for part in group for c in part.channels] for group in groups])
@@ -233,10 +233,18 @@ def _build_step(group: list[_Part], weight: Tensor, bias: Tensor | None, geometr
     return RowsConv2d(weight, bias, sizes, dilations_h, geometry.stride, padding[1], dilation[1])
 
 
-def _conv(weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> nn.Conv2d:
+def _conv(
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> nn.Conv2d:
     out_channels, in_channels = weight.shape[:2]
-    options = dict(stride=stride, padding=padding, dilation=dilation, bias=bias is not None, device="meta")
-    conv = nn.Conv2d(in_channels, out_channels, tuple(weight.shape[2:]), **options)
+    kernel_size = (weight.shape[2], weight.shape[3])
+    conv = nn.Conv2d(
+        in_channels, out_channels, kernel_size, stride, padding, dilation, bias=bias is not None, device="meta"
+    )
     conv.weight = nn.Parameter(weight.contiguous())
     if bias is not None:
         conv.bias = nn.Parameter(bias)

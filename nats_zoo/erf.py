@@ -132,7 +132,8 @@ def plain_and_nats_fields(
         Both fields (H, W), the plain one first.
     """
     plain = to_plain(copy.deepcopy(network))
-    return tuple(effective_receptive_field(model, size, in_channels, level) for model in (plain, network))
+    first, second = (effective_receptive_field(model, size, in_channels, level) for model in (plain, network))
+    return first, second
 
 
 def erf_radius(field: Tensor, share: float = SHARE) -> ErfExtent:

@@ -1,5 +1,9 @@
 """Errors that mean 'the input is wrong', as opposed to 'the program is wrong'."""
 
+import re
+import reprlib
+from typing import Any
+
 
 class NatsError(ValueError):
     """Bad input: a file, an option or a folder that can not be used.
@@ -14,5 +18,22 @@ class GenotypeError(NatsError):
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, without line breaks, to be quoted in a NatsError."""
-    return " ".join(str(error).split())
+    """What an error says, without line breaks and secrets, to be quoted in a NatsError."""
+    return " ".join(redact(str(error)).split())
+
+
+def redact(text: str) -> str:
+    """Text without what looks like an access token of the Hub, or a user's name and password in an address."""
+    return _CREDENTIALS.sub(r"\1***@", _TOKEN.sub("hf_***", text))
+
+
+def short(value: Any) -> str:
+    """A value as messages quote it: at most some 70 characters of Python's notation, however large or deep it is."""
+    text = _REPR.repr(value)
+    return text if len(text) <= 70 else f"{text[:67]}..."
+
+
+_TOKEN = re.compile(r"hf_(?:oauth_|jwt_)?[A-Za-z0-9]{8}[A-Za-z0-9._-]*")
+_CREDENTIALS = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]{0,20}://)[^\s/@]+@")
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60

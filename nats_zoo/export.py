@@ -87,7 +87,7 @@ def export(
     _check_options(format, dynamic, opset)
     if format == "torch" and Path(path).suffix != SUFFIXES["torch"]:
         raise NatsError(f"{path}: torch loads a program from files whose name ends in .pt2 only")
-    shapes = [(2, in_channels, height, width), (1, in_channels, height + 32, width + 64)]
+    shapes: list[tuple[int, ...]] = [(2, in_channels, height, width), (1, in_channels, height + 32, width + 64)]
     shapes = shapes if dynamic else [(1, in_channels, height, width)]
     with evaluation_mode(model), torch.no_grad(), atomic_file(path) as scratch:
         run, step = WRITERS[format](model, _batch(shapes[0], model), scratch, dynamic, opset)
@@ -99,7 +99,7 @@ def export(
 def output_names(model: nn.Module) -> list[str]:
     """What a network's outputs are called in a file: `stride4`, `stride8`, ... for feature maps, else `logits`."""
     info = getattr(model, "feature_info", None)
-    if not hasattr(info, "reduction"):  # the plain list of a network that returns no maps
+    if info is None or not hasattr(info, "reduction"):  # the plain list of a network that returns no maps
         return ["logits"]
     return [f"stride{stride}" for stride in info.reduction()]
 
@@ -173,6 +173,7 @@ def _write_onnx(
             output_names=output_names(model),
             dynamic_shapes=None if step is None else _dynamic_shapes(step),  # for the names of the axes
         )
+        assert onnx_program is not None, "torch returns None only where it is given a file"
         found = onnx_program.model.opset_imports[""]
         onnx_program.model.metadata_props.update({key: json.dumps(value) for key, value in describe(model).items()})
         onnx_program.save(path, external_data=False)
@@ -244,7 +245,7 @@ class _Tuple(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor):
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         output = self.model(images)
         return tuple(output) if isinstance(output, list) else output
 

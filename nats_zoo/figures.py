@@ -235,8 +235,8 @@ def prediction_scatter(trials: Sequence[Mapping[str, Any]], path: str | os.PathL
     for accepted, label, colour, marker in ((True, "accepted", "#0072b2", "o"), (False, "rejected", "#d55e00", "X")):
         points = [trial for trial in drawn if bool(trial.get("accepted")) is accepted]
         if points:
-            places = ([trial[key] for trial in points] for key in ("predicted", "actual"))
-            axes.scatter(*places, s=50, color=colour, marker=marker, label=f"{label} ({len(points)})", zorder=3)
+            x, y = ([trial[key] for trial in points] for key in ("predicted", "actual"))
+            axes.scatter(x, y, s=50, color=colour, marker=marker, label=f"{label} ({len(points)})", zorder=3)
     _label_points(axes, drawn)
     axes.set_xlabel("predicted change of the loss (numbers: groups changed)", fontsize=9)
     _finish(axes, "actual change of the loss on held-back images")
@@ -526,7 +526,7 @@ def _plot(axes: Axes, epochs: Sequence[float], values: Sequence[float], **style:
 
 def _plot_loss(axes: Axes, epochs: list[float], values: list[float], label: str, colour: str) -> None:
     axes.plot(epochs, values, color=colour, alpha=0.3, linewidth=0.7)
-    _plot(axes, epochs, _smooth(values), color=colour, linewidth=1.8, label=label)
+    _plot(axes, epochs, _smooth(values).tolist(), color=colour, linewidth=1.8, label=label)
 
 
 def _smooth(values: Sequence[float]) -> np.ndarray:
@@ -554,8 +554,10 @@ def _finish(axes: Axes, ylabel: str, bottom: float | None = None) -> None:
 def _save_curves(panels: Mapping[str, Axes], path: str | os.PathLike) -> None:
     axes = list(panels.values())
     axes[-1].set_xlabel("epoch", fontsize=9)
-    axes[0].figure.align_ylabels(axes)
-    _save_png(axes[0].figure, path)
+    figure = axes[0].figure
+    assert isinstance(figure, Figure)
+    figure.align_ylabels(axes)
+    _save_png(figure, path)
 
 
 def _mean_probabilities(snapshots: Sequence[Any], temperatures: np.ndarray) -> np.ndarray:

@@ -1,33 +1,48 @@
-"""Reading JSON with errors for people; files and folders that are whole or absent: written beside, then renamed."""
+"""Reading JSON and YAML within limits; files and folders that are whole or absent: written beside, then renamed.
+
+A file that is read may be someone else's: damaged, or made to take all memory or time. So its bytes, its nesting and
+its numbers' digits are limited unless a caller lifts that (for COCO's annotations, which are large and many).
+"""
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import NatsError
+import yaml
+
+from .errors import NatsError, one_line, short
+
+MOST_BYTES = 8 * 2**20  # of a JSON file: configs and genotypes have kilobytes
+MOST_LEVELS = 80  # of lists and objects within each other: they are read, written and compared recursively
+MOST_DIGITS = 4300  # of an integer, as Python's own limit, which its first 3.10 releases lack: conversion is quadratic
+MOST_YAML_BYTES = 2**20  # a pure Python parser reads it, in some seconds
+MOST_YAML_LEVELS = 16
+MOST_YAML_VALUES = 50_000  # each takes about 2 kB while it is read
+MOST_PLAIN_CHARACTERS = 1000  # of a YAML value without quotes, which may be a number in YAML's base 60
 
 
 def read_json(
     path: str | os.PathLike,
     error: type[NatsError] = NatsError,
-    most_bytes: int | None = None,
-    object_pairs_hook: Callable | None = None,
+    most_bytes: int | None = MOST_BYTES,
+    most_levels: int | None = MOST_LEVELS,
 ) -> Any:
-    """Read a JSON file.
+    """Read a JSON file in which no object has a key twice.
 
     Args:
         path: the file.
         error: the class of what is raised.
-        most_bytes: a larger file is refused, unread.
-        object_pairs_hook: as for `json.loads`.
+        most_bytes: a larger file is refused, unread; None: any size is read, and of a key that comes twice the last
+            one counts.
+        most_levels: of lists and objects within each other; None: as many as Python reads.
 
     Raises:
-        NatsError: of class `error`; the file can not be read, is too large, or is not JSON.
+        NatsError: of class `error`; the file can not be read, is too large, or is not JSON of this kind.
     """
     try:
         with open(path, "rb") as file:
@@ -38,16 +53,127 @@ def read_json(
         raise error(f"{path}: too large, expected at most {most_bytes} bytes")
     if not content.strip():
         raise error(f"{path}: not JSON: the file is empty")
+    data = parse_json(content, str(path), error, strict=most_bytes is not None)
+    if most_levels is not None and is_deeper(data, most_levels):
+        raise error(f"{path}: nested too deeply, expected at most {most_levels} levels")
+    return data
+
+
+def parse_json(content: bytes, source: str, error: type[NatsError] = NatsError, strict: bool = True) -> Any:
+    """Parse JSON text.
+
+    Args:
+        content: UTF-8.
+        source: what error messages call it.
+        error: the class of what is raised.
+        strict: refuse an object with the same key twice, and integers of over MOST_DIGITS digits on any Python.
+
+    Raises:
+        NatsError: of class `error`.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise error(f"{source}: key {short(twice)} appears twice in one object")
+        return found
+
+    hooks = {"object_pairs_hook": unique, "parse_int": _parse_int} if strict else {}
     try:
-        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=object_pairs_hook)
+        return json.loads(content.decode("utf-8-sig"), **hooks)
     except RecursionError as problem:
-        raise error(f"{path}: not JSON of a kind read here: nested too deeply") from problem
+        raise error(f"{source}: not JSON of a kind read here: nested too deeply") from problem
     except NatsError:  # from the hook
         raise
     except UnicodeDecodeError as problem:
-        raise error(f"{path}: not JSON: not UTF-8 text") from problem
+        raise error(f"{source}: not JSON: not UTF-8 text") from problem
     except ValueError as problem:  # not JSON, or an integer with more digits than Python converts
-        raise error(f"{path}: not JSON: {problem}") from problem
+        raise error(f"{source}: not JSON: {problem}") from problem
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits, expected at most {MOST_DIGITS}")
+    return int(digits)
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects lie within each other on more than so many levels."""
+    if not isinstance(value, list | dict):
+        return False
+    return levels == 0 or any(
+        is_deeper(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
+
+
+def read_yaml(path: str | os.PathLike, error: type[NatsError] = NatsError) -> Any:
+    """Read a YAML file of plain data: no tags of Python's, no aliases, no key twice in one mapping.
+
+    Aliases are refused because a few lines of them stand for gigabytes (the "billion laughs").
+
+    Args:
+        path: the file; at most MOST_YAML_BYTES, and MOST_YAML_LEVELS of lists and mappings within each other.
+        error: the class of what is raised.
+
+    Raises:
+        NatsError: of class `error`; the file can not be read, is too large, or is not YAML of this kind.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_YAML_BYTES + 1)
+    except OSError as problem:
+        raise error(f"{path}: can not be read: {problem.strerror}") from problem
+    if len(content) > MOST_YAML_BYTES:
+        raise error(f"{path}: too large, expected at most {MOST_YAML_BYTES} bytes")
+    loader = None
+    try:
+        loader = _LimitedLoader(content.decode("utf-8-sig"))
+        return loader.get_single_data()
+    except RecursionError as problem:
+        raise error(f"{path}: not YAML of a kind read here: nested too deeply") from problem
+    except Exception as problem:  # PyYAML lets through what dates, numbers and keys of the wrong kind raise
+        raise error(f"{path}: not YAML of a kind read here: {one_line(problem)[:400]}") from problem
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+class _LimitedLoader(yaml.SafeLoader):
+    """PyYAML's loader of plain data, which refuses what takes unbounded time or memory."""
+
+    _level = 0
+    _values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        self._values += 1
+        if problem := self._problem(event):
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: {problem}")
+        self._level += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._level -= 1
+
+    def _problem(self, event: yaml.Event) -> str | None:
+        if isinstance(event, yaml.AliasEvent):
+            return f"an alias, *{event.anchor[:40]}; write it out"
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and len(event.value) > MOST_PLAIN_CHARACTERS:
+            return f"over {MOST_PLAIN_CHARACTERS} characters without quotes"
+        if self._level > MOST_YAML_LEVELS:
+            return f"nested too deeply, expected at most {MOST_YAML_LEVELS} levels"
+        return f"over {MOST_YAML_VALUES} values" if self._values > MOST_YAML_VALUES else None
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        found = super().construct_mapping(node, deep)
+        if len(found) != len(node.value):
+            seen: set[Any] = set()
+            keys = [self.construct_object(key, deep) for key, _ in node.value]
+            twice = next(key for key in keys if key in seen or seen.add(key))
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {short(twice)} appears twice")
+        return found
 
 
 @contextmanager

@@ -21,11 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import GenotypeError
-from .files import read_json, write_text
+from .errors import GenotypeError, one_line, short
+from .files import MOST_BYTES, is_deeper, read_json, write_text
+from .version import __version__
 
 FORMAT = 1
-MAX_FILE_BYTES = 16 * 2**20
+MAX_FILE_BYTES = MOST_BYTES
+MAX_NAME = 256  # characters of a convolution's or a provenance's key: error messages quote it
 MAX_CHANNELS = 2**20  # far beyond any network, as the next is beyond any feature map:
 MAX_DILATION = 1024  # they keep a damaged file from asking for gigabytes
 MAX_DEPTH = 64  # of provenance: JSON is read and written recursively, and from any depth of the program's own stack
@@ -35,6 +37,10 @@ GENOTYPE_DIR = Path(__file__).parent / "genotypes"
 SEARCH_METHODS = ("mixture", "sampled", "sensitivity")
 # What a searched genotype is compared with; see search/controls.py.
 CONTROL_METHODS = ("uniform", "random", "shares", "shuffled")
+
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
+
+HUB_PREFIX = "hf-hub:"  # timm's, before the id of a repository
 
 Dilation = tuple[int, int]
 PLAIN: Dilation = (1, 1)
@@ -92,21 +98,21 @@ class Genotype:
         Raises:
             GenotypeError: naming the file, the convolution or key, and what was expected.
         """
-        return cls.from_dict(_read_json(path), source=str(path))
+        return cls.from_dict(read_json(path, GenotypeError, MAX_FILE_BYTES), source=str(path))
 
     @classmethod
     def from_dict(cls, data: Any, source: str = "genotype") -> "Genotype":
         """Build from the JSON form; `source` is what error messages call it."""
         known = {"format", "architecture", "convs", "gains", "provenance"}
         data = dict(_items(data, "the genotype", source))
+        if "format" in data:  # first: a newer format has other keys
+            _check_format(data["format"], source)
         unknown = sorted(set(data) - known)
         if unknown:
             raise GenotypeError(f"{source}: unknown key {unknown[0]!r}, expected only {', '.join(sorted(known))}")
         for key in ("format", "architecture", "convs"):
             if key not in data:
                 raise GenotypeError(f"{source}: key {key!r} is missing")
-        if type(data["format"]) is not int or data["format"] != FORMAT:
-            raise GenotypeError(f"{source}: format is {data['format']!r}, this version reads format {FORMAT}")
         return cls(
             architecture=data["architecture"],
             convs=data["convs"],
@@ -130,7 +136,7 @@ class Genotype:
         Raises:
             GenotypeError: malformed file, or a pattern that does not fit the architecture.
         """
-        patterns = _read_json(path)
+        patterns = read_json(path, GenotypeError, MAX_FILE_BYTES)
         sizes = _stage_convs_3x3(architecture, str(path))
         if not isinstance(patterns, list) or len(patterns) != len(sizes):
             found = f"{len(patterns)} patterns" if isinstance(patterns, list) else type(patterns).__name__
@@ -252,10 +258,11 @@ def resolve_genotype(genotype: "Genotype | Mapping | str | os.PathLike") -> Geno
     """Turn what users pass as `genotype=` into a Genotype.
 
     Args:
-        genotype: a Genotype, its JSON form, the name of a published one (see `published_genotypes`), or a file's path.
+        genotype: a Genotype, its JSON form, the name of a published one (see `published_genotypes`), a file's path, or
+            `hf-hub:org/name` (`hf-hub:org/name@revision`): the Hub repository of a genotype, backbone or detector.
 
     Raises:
-        GenotypeError: no such name or file, or a malformed genotype.
+        NatsError: no such name, file or repository, or a malformed genotype (then a GenotypeError).
     """
     if isinstance(genotype, Genotype):
         return genotype
@@ -265,6 +272,10 @@ def resolve_genotype(genotype: "Genotype | Mapping | str | os.PathLike") -> Geno
         raise GenotypeError(f"genotype: expected a name, a path, a dict or a Genotype, got {type(genotype).__name__}")
     if isinstance(genotype, str) and genotype in published_genotypes():
         return Genotype.load(GENOTYPE_DIR / f"{genotype}.json")
+    if isinstance(genotype, str) and genotype.startswith(HUB_PREFIX):
+        from .hub_genotype import pull_genotype  # which imports this
+
+        return pull_genotype(genotype)
     if not Path(genotype).is_file():
         names = ", ".join(published_genotypes()) or "none"
         raise GenotypeError(f"{genotype}: no such genotype file, nor a published genotype (those are: {names})")
@@ -296,13 +307,24 @@ def _items(value: Any, what: str, source: str) -> list[tuple[str, Any]]:
         raise GenotypeError(f"{source}: {what} must be an object with string keys, found {type(value).__name__}")
     for key in value:
         if not key.isprintable():  # a line break in a name would break an error message in two
-            raise GenotypeError(f"{source}: {what}: the key {_short(key)} holds unprintable characters")
+            raise GenotypeError(f"{source}: {what}: the key {short(key)} holds unprintable characters")
+        if len(key) > MAX_NAME:
+            raise GenotypeError(f"{source}: {what}: the key {short(key)} has over {MAX_NAME} characters")
     return list(value.items())
 
 
+def _check_format(found: Any, source: str) -> None:
+    if type(found) is int and found > FORMAT:
+        newer = f"is of a newer format ({short(found)}), this nats-zoo {__version__} reads up to {FORMAT}"
+        raise GenotypeError(f"{source}: {newer}: upgrade nats-zoo")
+    if type(found) is not int or found != FORMAT:
+        raise GenotypeError(f"{source}: format is {short(found)}, this version reads format {FORMAT}")
+
+
 def _check_architecture(architecture: Any, source: str) -> None:
-    if not isinstance(architecture, str) or not architecture or not architecture.isprintable():
-        raise GenotypeError(f"{source}: architecture must be a timm model name, found {_short(architecture)}")
+    # Files are named after it: no folders in it
+    if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture):
+        raise GenotypeError(f"{source}: architecture must be a timm model name, found {short(architecture)}")
 
 
 def _read_provenance(provenance: Any, source: str) -> dict[str, Any]:
@@ -312,24 +334,15 @@ def _read_provenance(provenance: Any, source: str) -> dict[str, Any]:
         text = json.dumps(content, allow_nan=False, ensure_ascii=False)
         copy = json.loads(text.encode())  # encoded: half a surrogate pair could not be written into a model card
     except (TypeError, ValueError, RecursionError) as error:
-        raise GenotypeError(f"{source}: provenance must be plain JSON data: {error}") from error
-    if _is_deeper(copy, MAX_DEPTH):
+        raise GenotypeError(f"{source}: provenance must be plain JSON data: {one_line(error)[:200]}") from error
+    if is_deeper(copy, MAX_DEPTH):
         raise GenotypeError(f"{source}: provenance is nested too deeply, expected at most {MAX_DEPTH} levels")
     return copy
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects lie within each other on more than so many levels."""
-    if not isinstance(value, list | dict):
-        return False
-    return levels == 0 or any(
-        _is_deeper(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value)
-    )
-
-
 def _read_runs(runs: Any, name: str, source: str) -> tuple[Run, ...]:
     if not isinstance(runs, list | tuple) or not runs:
-        raise GenotypeError(f"{source}: {name}: expected a non-empty list of runs, found {_short(runs)}")
+        raise GenotypeError(f"{source}: {name}: expected a non-empty list of runs, found {short(runs)}")
     return tuple(_read_run(run, name, source) for run in runs)
 
 
@@ -338,12 +351,12 @@ def _read_run(run: Any, name: str, source: str) -> Run:
     if not isinstance(run, list | tuple) or len(run) != 3 or any(type(v) is not int for v in run) or min(run) < 1:
         raise GenotypeError(
             f"{source}: {name}: a run must be [channels, dilation_h, dilation_w], three positive integers,"
-            f" found {_short(run)}"
+            f" found {short(run)}"
         )
     if run[0] > MAX_CHANNELS or max(run[1:]) > MAX_DILATION:
         raise GenotypeError(
             f"{source}: {name}: expected at most {MAX_CHANNELS} channels and a dilation of {MAX_DILATION},"
-            f" found {_short(run)}"
+            f" found {short(run)}"
         )
     return Run(*run)
 
@@ -352,10 +365,10 @@ def _read_gains(values: Any, name: str, convs: Mapping[str, tuple[Run, ...]], so
     if name not in convs:
         raise GenotypeError(f"{source}: gains name the convolution {name!r}, which is not among convs")
     if not isinstance(values, list | tuple) or len(values) != len(convs[name]):
-        raise GenotypeError(f"{source}: {name}: expected {len(convs[name])} gains, one per run, found {_short(values)}")
+        raise GenotypeError(f"{source}: {name}: expected {len(convs[name])} gains, one per run, found {short(values)}")
     for value in values:
         if type(value) not in (int, float) or not _is_finite(value):
-            raise GenotypeError(f"{source}: {name}: a gain must be a finite number, found {_short(value)}")
+            raise GenotypeError(f"{source}: {name}: a gain must be a finite number, found {short(value)}")
     return tuple(float(value) for value in values)
 
 
@@ -364,24 +377,6 @@ def _is_finite(value: float) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond the range of float
         return False
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _read_json(path: str | os.PathLike) -> Any:
-    return read_json(path, GenotypeError, MAX_FILE_BYTES, lambda pairs: _unique_keys(pairs, path))
-
-
-def _unique_keys(pairs: list[tuple[str, Any]], path: str | os.PathLike) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise GenotypeError(f"{path}: key {twice!r} appears twice in one object")
-    return result
 
 
 def _format_json(data: dict[str, Any]) -> str:
@@ -418,7 +413,7 @@ def _ic_conv_runs(pattern: Any, name: str, out_channels: int, groups: int, sourc
     for key, channels in _items(pattern, f"the pattern of {name}", source):
         extra = re.fullmatch(r"\(([0-9]{1,3}), ?([0-9]{1,3})\)", key)
         if not extra:
-            raise GenotypeError(f"{source}: {name}: expected keys like '(0, 1)', found {_short(key)}")
+            raise GenotypeError(f"{source}: {name}: expected keys like '(0, 1)', found {short(key)}")
         if type(channels) is int and channels == 0:
             continue  # the published files list every pattern, used or not
         runs.append(_read_run([channels, int(extra[1]) + 1, int(extra[2]) + 1], name, source))

@@ -1,35 +1,28 @@
-"""The Hugging Face Hub's client: what it fetches, and its errors as one line for people."""
+"""The Hugging Face Hub's client: repositories and their revisions as users name them, and what is fetched of them."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import get_token, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    HTTPError,  # base of what the HTTP library below raises, whichever that is in the installed version
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, get_token, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from .errors import NatsError, one_line
+from .errors import NatsError
+from .files import write_text
+from .genotype import HUB_PREFIX
+from .hub_download import LIBRARY, check_small_files, fetch_large_file
+from .hub_errors import CLIENT_ERRORS, LOGIN, explain, hub_errors, retried
 from .model_folder import MODEL_FILES
-from .version import __version__
+from .weights_file import CONFIG_NAME, WEIGHTS_NAME
 
-LOGIN = "run `hf auth login` or set HF_TOKEN"
-# What the Hub client's errors (classes, or the status of an answer) mean to a user; the first that applies.
-_REASONS: dict[type | int, str] = {
-    GatedRepoError: f"the repository is gated: ask for access on its page, then {LOGIN}",
-    RepositoryNotFoundError: f"no such repository, or it is private: then {LOGIN}",
-    RevisionNotFoundError: "the repository has no revision {revision!r}, expected a branch, a tag or a commit",
-    401: f"the token is not valid: {LOGIN}",
-    403: "the token has no right to do this: use one with write access to the repository",
-}
+__all__ = ["HUB_PREFIX", "LOGIN", "check_repo_id", "hub_errors", "resolve_folder", "split_revision", "usable_token"]
+
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def resolve_folder(
@@ -40,44 +33,56 @@ def resolve_folder(
 ) -> Path:
     """The local folder of a model: `source` itself if it is one, else a download from the Hub.
 
+    Downloads that were stopped go on where they ended. What is in the cache is not downloaded again, and is used as it
+    is when the Hub can not be reached.
+
     Args:
-        source: a folder, or the id of a Hub repository (`org/name`).
+        source: a folder, or the id of a Hub repository: `org/name`, `org/name@revision`, either after `hf-hub:`.
         revision: branch, tag or commit of the repository.
         files: names and patterns of what is downloaded.
         cache_dir: where downloads are kept; default: the Hub client's cache.
 
     Raises:
-        NatsError: neither a folder nor a repository, no such revision, or no network and not in the cache.
+        NatsError: neither a folder nor a repository, no such revision, no access, no network and not in the cache, or
+            another content than the Hub says.
     """
-    if Path(source).is_dir():
+    is_hub = str(source).startswith(HUB_PREFIX)
+    if Path(source).is_dir() and not is_hub:
         if revision is not None:
             raise NatsError(f"{source}: is a folder, revision {revision!r} is for repositories on the Hub")
         return Path(source)
-    if Path(source).exists():
+    if Path(source).exists() and not is_hub:
         raise NatsError(f"{source}: is no folder, expected a model folder or the id of a Hub repository (org/name)")
-    check_repo_id(str(source))
-    token = usable_token(None)
-    with hub_errors(f"{source}: no such folder, and from the Hub", revision):
-        folder = snapshot_download(
-            str(source),
-            revision=revision,
-            cache_dir=cache_dir,
-            allow_patterns=list(files),
-            token=token,
-            library_name="nats-zoo",
-            library_version=__version__,
-        )
-    return Path(folder)
+    repo, revision = split_revision(str(source), revision)
+    what = f"{source}: from the Hub" if is_hub else f"{source}: no such folder, and from the Hub"
+    with hub_errors(what, revision):
+        return _download(repo, revision, files, cache_dir)
 
 
-def check_repo_id(repo_id: str) -> None:
+def split_revision(source: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Repository and revision of `org/name`, `org/name@revision`, or either after `hf-hub:`.
+
+    Raises:
+        NatsError: no id of a repository, or two revisions.
+    """
+    repo, at, named = source.removeprefix(HUB_PREFIX).partition("@")
+    check_repo_id(repo, source)
+    if at and not named:
+        raise NatsError(f"{source}: expected a branch, a tag or a commit after the @")
+    if named and revision is not None and revision != named:
+        raise NatsError(f"{source}: names the revision {named!r}, and {revision!r} was asked for too")
+    return repo, named or revision
+
+
+def check_repo_id(repo_id: str, source: str | None = None) -> None:
+    """Raise NatsError, about `source` if that is given, unless it is the id of a Hub repository."""
     try:
         validate_repo_id(repo_id)
         valid = "/" in repo_id
     except HFValidationError:
         valid = False
     if not valid:
-        raise NatsError(f"{repo_id}: neither a folder nor the id of a Hub repository (org/name)")
+        raise NatsError(f"{source or repo_id}: neither a folder nor the id of a Hub repository (org/name)")
 
 
 def usable_token(token: str | None) -> str | None:
@@ -89,27 +94,59 @@ def usable_token(token: str | None) -> str | None:
     return token
 
 
-@contextmanager
-def hub_errors(what: str, revision: str | None) -> Iterator[None]:
-    """Turn what the Hub's client raises into one line that begins with `what`."""
+def _download(repo: str, revision: str | None, files: Sequence[str], cache_dir: str | os.PathLike | None) -> Path:
+    token = usable_token(None)
+    small = [name for name in files if name != WEIGHTS_NAME] or [CONFIG_NAME]
+    options = {"allow_patterns": small, "cache_dir": cache_dir, "token": token, **LIBRARY}
     try:
-        yield
-    except NatsError:
-        raise
-    except (HTTPError, OSError, ValueError, RuntimeError) as error:
-        raise NatsError(f"{what}: {_explain(error, revision)}") from error
+        commit = _find_commit(repo, revision, token)
+    except CLIENT_ERRORS as error:
+        return _cached(error, repo, revision, files, options)
+    snapshot = Path(retried(repo, partial(snapshot_download, repo, revision=commit, **options)))
+    _note_commit(snapshot.parent.parent, revision or constants.DEFAULT_REVISION, commit)
+    check_small_files(repo, snapshot)
+    if WEIGHTS_NAME in files:
+        _fetch_weights(repo, snapshot, files, token)
+    return snapshot
 
 
-def _explain(error: Exception, revision: str | None) -> str:
-    cause = error.__cause__
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(cause, Exception):
-        return f"{_explain(cause, revision)}, and it is not in the cache"
-    if isinstance(error, RuntimeError) and isinstance(cause, Exception):
-        return _explain(cause, revision)
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    for kind, reason in _REASONS.items():
-        if status == kind if isinstance(kind, int) else isinstance(error, kind):
-            return reason.format(revision=revision)
-    if status is None and isinstance(error, HTTPError | OfflineModeIsEnabled):
-        return f"the Hub can not be reached ({one_line(error)})"
-    return one_line(error)
+def _find_commit(repo: str, revision: str | None, token: str | None) -> str:
+    """The commit that a revision stands for at the moment; asked here, as the client would wait for ever."""
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    api = HfApi(token=token, **LIBRARY)
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    commit = retried(repo, partial(api.model_info, repo, revision=revision, timeout=timeout)).sha
+    if commit is None:
+        raise NatsError(f"{repo}: the Hub does not say which commit its revision is")
+    return commit
+
+
+def _cached(error: Exception, repo: str, revision: str | None, files: Sequence[str], options: dict[str, Any]) -> Path:
+    """What earlier downloads have left of a repository, since the Hub has answered with an error or not at all."""
+    try:
+        snapshot = Path(snapshot_download(repo, revision=revision, local_files_only=True, **options))
+    except LocalEntryNotFoundError:
+        snapshot = None
+    if snapshot is None or (WEIGHTS_NAME in files and not (snapshot / WEIGHTS_NAME).is_file()):
+        raise LocalEntryNotFoundError(f"{repo}: not in the cache") from error
+    if not isinstance(error, OfflineModeIsEnabled):
+        print(f"{repo}: {explain(error, revision)}; used as it is in the cache", file=sys.stderr)
+    return snapshot
+
+
+def _note_commit(storage: Path, revision: str, commit: str) -> None:
+    """Let the client find the snapshot by its branch or tag when it is offline, as if it had asked for it."""
+    path = storage / "refs" / revision
+    if revision == commit or ".." in path.parts or (path.is_file() and path.read_text() == commit):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, commit)
+
+
+def _fetch_weights(repo: str, snapshot: Path, files: Sequence[str], token: str | None) -> None:
+    if CONFIG_NAME in files and not (snapshot / CONFIG_NAME).is_file():
+        raise NatsError(f"{repo}: the repository has no {CONFIG_NAME}, expected a model's")
+    fetch_large_file(repo, WEIGHTS_NAME, snapshot, token)
+    if not (snapshot / WEIGHTS_NAME).is_file():
+        raise NatsError(f"{repo}: the repository has no {WEIGHTS_NAME}; other weights are not read")

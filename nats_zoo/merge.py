@@ -27,9 +27,9 @@ def merge(genotype: Genotype, max_dilations: int) -> Genotype:
         for name, runs in genotype.convs.items()
     }
     gains = {
-        name: [
+        name: tuple(
             1.0 if run.dilation in moves[name] else gain for run, gain in zip(genotype.convs[name], values, strict=True)
-        ]
+        )
         for name, values in genotype.gains.items()
     }
     merged = _describe(genotype, convs, max_dilations)

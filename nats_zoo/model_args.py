@@ -5,14 +5,23 @@ nothing elsewhere, and a default genotype may change: so the genotype itself is 
 downloaded must not choose which file is read here: so nothing but the genotype itself is accepted from one.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from .errors import GenotypeError
+from .config_limits import check_model_args, check_pretrained_cfg, is_on_meta, on_meta
+from .errors import GenotypeError, short
+
+if TYPE_CHECKING:
+    from .genotype import Genotype
+
+_SAVED = ("hf-hub", "local-dir")  # timm's word for where a pretrained cfg was read
 
 
 class RecordsGenotype:
     """Mixin of timm networks that have a `genotype`: their `_model_args` hold it as a plain dict."""
+
+    if TYPE_CHECKING:  # TorchScript knows no such type
+        genotype: Genotype
 
     __jit_unused_properties__ = ("_model_args",)  # else TorchScript would compile the property below
 
@@ -28,12 +37,39 @@ class RecordsGenotype:
         return {"genotype": self.genotype.to_dict()}
 
 
-def refuse_genotype_path(model_args: Mapping[str, Any] | None) -> None:
-    """Raise GenotypeError if a config.json has something else than a genotype where one belongs.
+def check_saved_args(arguments: Mapping[str, Any]) -> bool:
+    """Check what timm read from a config.json before a network is built as it says.
 
     Args:
-        model_args: what timm read from there, `pretrained_model_args` in an entry point; None: there was no config.
+        arguments: of an entry point. `pretrained_model_args` among them, and a `pretrained_cfg` whose `source` is a
+            folder or the Hub, come from there.
+
+    Returns:
+        Whether there was a config.
+
+    Raises:
+        GenotypeError: something else than a genotype where one belongs.
+        NatsError: arguments or a pretrained cfg that are not taken from a config, see `config_limits`.
     """
+    model_args, cfg = arguments.get("pretrained_model_args"), arguments.get("pretrained_cfg")
+    source = cfg.get("source") if isinstance(cfg, Mapping) else getattr(cfg, "source", None)
+    if source not in _SAVED and not model_args:
+        return False
     saved = (model_args or {}).get("genotype")
     if saved is not None and not isinstance(saved, Mapping):
-        raise GenotypeError(f"config.json: model_args: genotype must be the genotype itself, found {saved!r}")
+        raise GenotypeError(f"config.json: model_args: genotype must be the genotype itself, found {short(saved)}")
+    check_model_args(model_args or {}, "config.json: model_args")
+    if isinstance(cfg, Mapping):
+        check_pretrained_cfg(cfg, "config.json: pretrained_cfg")
+    return True
+
+
+def check_saved_size(build: Callable[[], Any]) -> None:
+    """Raise NatsError if a network that a config.json describes is too large, before it takes any memory.
+
+    Args:
+        build: builds it; called with the meta device, unless modules are built there already.
+    """
+    if not is_on_meta():
+        with on_meta("config.json"):
+            build()

@@ -38,12 +38,15 @@ def save_chart(genotype: Genotype, path: str | os.PathLike) -> None:
     genotype_chart(genotype, path)
 
 
-def write_folder_atomically(folder: str | os.PathLike, write: Callable[[Path], None]) -> Path:
-    """Write a model folder beside its target, then rename it.
+def write_folder_atomically(
+    folder: str | os.PathLike, write: Callable[[Path], None], is_own: Callable[[Path], bool] | None = None
+) -> Path:
+    """Write a model folder, or one of another kind, beside its target, then rename it.
 
     Args:
-        folder: the target; an empty or a model folder there is replaced.
+        folder: the target; one there that is empty or of the same kind is replaced.
         write: fills the folder that it is given. What it raises leaves the target as it was.
+        is_own: whether a folder is of that kind and holds nothing else; default: of a model.
 
     Returns:
         The target.
@@ -52,7 +55,7 @@ def write_folder_atomically(folder: str | os.PathLike, write: Callable[[Path], N
         NatsError: something else is in the way, or the target can not be written.
     """
     target = Path(folder).resolve()
-    if target.exists() and not _is_replaceable(target):
+    if target.exists() and not _is_replaceable(target, is_own or _is_own_model):
         raise NatsError(f"{folder}: is there already and is no model folder, or holds other files too; not replaced")
     try:
         with atomic_folder(target) as new:
@@ -62,11 +65,16 @@ def write_folder_atomically(folder: str | os.PathLike, write: Callable[[Path], N
     return Path(folder)
 
 
-def _is_replaceable(folder: Path) -> bool:
-    return folder.is_dir() and (not any(folder.iterdir()) or (is_model_folder(folder) and not _other_files(folder)))
+def _is_replaceable(folder: Path, is_own: Callable[[Path], bool]) -> bool:
+    return folder.is_dir() and (not any(folder.iterdir()) or is_own(folder))
+
+
+def _is_own_model(folder: Path) -> bool:
+    return is_model_folder(folder) and not other_files(folder)
 
 
 def is_model_folder(folder: Path) -> bool:
+    """Whether it holds a config and weights that nats-zoo saved."""
     try:
         read_config(folder)
         return FINGERPRINT_KEY in safetensors_metadata(folder / WEIGHTS_NAME)
@@ -75,9 +83,11 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def model_files(folder: Path) -> list[Path]:
+    """A model's files in a folder, by name."""
     files = (path for path in folder.iterdir() if path.is_file())
     return sorted(path for path in files if any(fnmatch(path.name, pattern) for pattern in MODEL_FILES))
 
 
-def _other_files(folder: Path) -> set[Path]:
+def other_files(folder: Path) -> set[Path]:
+    """What a folder holds beside a model's files: it is neither replaced nor published."""
     return set(folder.iterdir()) - set(model_files(folder))

@@ -20,7 +20,7 @@ with the architecture and the genotype itself in `model_args`, and `timm.create_
 import os
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import timm
 import torch
@@ -37,7 +37,7 @@ from torch import nn
 
 from .errors import GenotypeError, NatsError
 from .genotype import Genotype, resolve_genotype
-from .model_args import RecordsGenotype, refuse_genotype_path
+from .model_args import RecordsGenotype, check_saved_args, check_saved_size
 from .nats_resnet import DEFAULT_GENOTYPES
 from .transform import VARIANT_PREFIX, check_architecture, transform
 
@@ -71,12 +71,14 @@ def nats_any(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         GenotypeError: no genotype, where none is published; one that does not fit, or that a downloaded config gives as
             a path.
     """
-    refuse_genotype_path(kwargs.get("pretrained_model_args"))
+    is_saved = check_saved_args(kwargs)
     genotype, architecture, tag = _resolve(kwargs.pop("genotype", None), kwargs.pop("architecture", None))
     kwargs["pretrained_cfg"] = _own_cfg(kwargs.get("pretrained_cfg")) or tag or None
     # Else timm would call the network by this entry point's name, of which it knows no weights and we no genotype.
     kwargs["pretrained_cfg_overlay"] = dict(kwargs.get("pretrained_cfg_overlay") or {}, architecture=architecture)
     build = partial(model_entrypoint(architecture), pretrained=pretrained, **kwargs)
+    if is_saved:
+        check_saved_size(partial(build, pretrained=False))
     model = _build_features(build, genotype) if kwargs.get("features_only") else transform(build(), genotype)
     return _record(model, genotype)
 
@@ -119,7 +121,7 @@ def _own_cfg(cfg: Any) -> Any:
 # --- features_only ----------------------------------------------------------------------------------------------------
 
 
-def _build_features(build: Callable[..., nn.Module], genotype: Genotype) -> nn.Module:
+def _build_features(build: partial[nn.Module], genotype: Genotype) -> nn.Module:
     wrapper = build.keywords.get("feature_cls")
     if not callable(wrapper):
         with torch.device("meta"):
@@ -141,7 +143,7 @@ def _behind_transform(wrapper: Callable[..., nn.Module], genotype: Genotype) -> 
     return type(wrapper.__name__, (wrapper,), {"__new__": lambda cls, model, **options: wrap(model, **options)})
 
 
-def _transform_features(build: Callable[..., nn.Module], genotype: Genotype) -> nn.Module:
+def _transform_features(build: partial[nn.Module], genotype: Genotype) -> nn.Module:
     """Transform a network of a class for features only, which lacks the classifier's convolutions."""
     options = {key: value for key, value in build.keywords.items() if key not in _FEATURE_OPTIONS}
     with torch.device("meta"):
@@ -169,13 +171,13 @@ class _NatsAny(RecordsGenotype):
     def _recorded_args(self) -> dict[str, Any]:
         return {"architecture": self.genotype.architecture, **super()._recorded_args()}
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple:
         return _restore, (self._timm_class,), self.__dict__  # pickle finds no class that was made at run time
 
 
 def _record(model: nn.Module, genotype: Genotype) -> nn.Module:
-    model.__class__ = _nats_class(type(model))
-    model.genotype = genotype
+    model.__class__ = _nats_class(type(model))  # type: ignore[arg-type]  # mypy: classes of modules have no hash
+    model.genotype = genotype  # type: ignore[assignment]  # torch declares no attributes that are no tensors
     for cfg in (model.pretrained_cfg, model.default_cfg):  # one and the same but in MobileNetV3's features
         cfg["architecture"] = NAME
     return model
@@ -187,5 +189,5 @@ def _nats_class(timm_class: type[nn.Module]) -> type[nn.Module]:
 
 
 def _restore(timm_class: type[nn.Module]) -> nn.Module:
-    nats_class = _nats_class(timm_class)
+    nats_class = _nats_class(timm_class)  # type: ignore[arg-type]  # as above
     return nats_class.__new__(nats_class)

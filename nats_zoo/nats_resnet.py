@@ -22,7 +22,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from .errors import GenotypeError
 from .genotype import Genotype, resolve_genotype
-from .model_args import RecordsGenotype, refuse_genotype_path
+from .model_args import RecordsGenotype, check_saved_args, check_saved_size
 from .transform import VARIANT_PREFIX, check_architecture, transform
 
 __all__ = ["DEFAULT_GENOTYPES", "NatsResNet", "default_genotype"]
@@ -80,7 +80,7 @@ def default_genotype(architecture: str) -> str:
 
 def _derive_cfgs(architecture: str) -> DefaultCfg:
     """The plain architecture's pretrained cfgs under the same tags, `tv_in1k` first: first is timm's default."""
-    cfgs = {cfg.tag: replace(cfg, architecture=None) for cfg in get_arch_pretrained_cfgs(architecture).values()}
+    cfgs = {cfg.tag or "": replace(cfg, architecture=None) for cfg in get_arch_pretrained_cfgs(architecture).values()}
     tags = sorted(cfgs, key=lambda tag: tag != DEFAULT_TAG)
     return DefaultCfg(tags=deque(tags), cfgs=cfgs, is_pretrained=True)
 
@@ -89,10 +89,10 @@ default_cfgs = {VARIANT_PREFIX + name: _derive_cfgs(name) for name in DEFAULT_GE
 
 
 def _create_nats_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> NatsResNet:
-    refuse_genotype_path(kwargs.get("pretrained_model_args"))
-    return build_model_with_cfg(
-        NatsResNet, variant, pretrained, architecture=variant.removeprefix(VARIANT_PREFIX), **kwargs
-    )
+    architecture = variant.removeprefix(VARIANT_PREFIX)
+    if check_saved_args(kwargs):
+        check_saved_size(lambda: build_model_with_cfg(NatsResNet, variant, False, architecture=architecture, **kwargs))
+    return build_model_with_cfg(NatsResNet, variant, pretrained, architecture=architecture, **kwargs)
 
 
 @register_model

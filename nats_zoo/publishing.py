@@ -1,17 +1,36 @@
-"""Publishing a model folder on the Hugging Face Hub, as one commit."""
+"""Publishing a backbone, a detector or a genotype on the Hugging Face Hub: one commit, or none if nothing changed."""
 
+import hashlib
 import os
+import re
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.hf_api import RepoFile
 
 from .backbone_folder import check_backbone
+from .card_options import CardOptions
 from .errors import NatsError
+from .genotype import Genotype
+from .genotype_repo import GENOTYPE_NAME, genotype_files, is_genotype_folder
 from .hub_client import LOGIN, check_repo_id, hub_errors, usable_token
 from .model_card import CARD_REPO
-from .model_folder import CARD_NAME, is_model_folder, model_files, read_config
+from .model_folder import CARD_NAME, CHART_NAME, is_model_folder, model_files, read_config
 from .version import __version__
-from .weights_file import WEIGHTS_NAME
+from .weights_file import CONFIG_NAME, WEIGHTS_NAME, check_fingerprint
+
+DEFAULT_BRANCH = "main"
+# Of these, the ones that a publication does not have are removed from the repository: they belong to an earlier one.
+# Everything else that is there stays, so that pictures or data which somebody added to it are not lost.
+OWN_FILES = (CONFIG_NAME, WEIGHTS_NAME, GENOTYPE_NAME, CHART_NAME)
+SHOWN_NAMES = 8  # of what stays behind, in a dry run
+_PUSHED_MEANWHILE = (409, 412)  # what the Hub answers if the branch is no longer at the parent of the commit
+_NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)|^[-./]|[./]$|^@?$")  # as git has it
+
+Contents = Mapping[str, Path | bytes]  # of the files to be published, by name
 
 
 def publish(
@@ -23,72 +42,222 @@ def publish(
     commit_message: str | None = None,
     token: str | None = None,
     dry_run: bool = False,
+    *,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
+    data_license: str | None = None,
+    weights_license: str | None = None,
+    dataset: str | None = None,
+    base_model: str | None = None,
 ) -> str:
-    """Push a model folder to the Hub, as one commit. The repository is created if need be.
+    """Push a backbone, a detector or a genotype to the Hub, as one commit. The repository is created if need be.
+
+    Config, safetensors, genotype, card and charts are pushed, nothing else of the folder. What is already there is not
+    uploaded again; if all of it is, there is no commit. A config, weights, genotype or chart of an earlier publication
+    that this one does not have is removed in the same commit; other files of the repository stay.
 
     Args:
-        folder: a backbone's or a detector's folder; its other files stay behind.
+        folder: a backbone's, a detector's or a genotype's, the folder of a search, or a genotype file.
         repo_id: `org/name`.
-        private: only who has access to the repository can see it. An existing public one is then refused.
-        revision: branch to push to, created if need be; default: main.
-        tag: name that the commit gets.
+        private: only who has access to the repository can see it. An existing public one is then refused. An existing
+            private one stays private in any case.
+        revision: branch to push to, created from main if need be; default: main.
+        tag: name that the commit gets. One that exists has to be of this very commit.
         commit_message: default: says the version of nats-zoo.
         token: default: the one of `hf auth login` or HF_TOKEN.
         dry_run: only say what would be pushed, without network.
+        license: of the model, as the Hub names it (apache-2.0), for the card; default: what the card says, which is
+            the base weights' licence as far as timm knows it. "other" needs the next two.
+        license_name: of another licence.
+        license_link: address of its text.
+        data_license: of the training data.
+        weights_license: of the base weights.
+        dataset: the training data's id on the Hub.
+        base_model: the base weights' id on the Hub.
 
     Returns:
-        The address of the commit; the listing, if it was a dry run.
+        The address of the commit; "nothing changed, " and that of the last commit; or the listing, of a dry run.
 
     Raises:
-        NatsError: not a model folder, or what the Hub refused and what to do about it.
+        NatsError: nothing that can be published, or what the Hub refused and what to do about it. Unless it says that
+            the commit is there, nothing was published.
     """
-    folder = Path(folder)
-    _check_publishable(folder)
+    options = CardOptions(
+        license=license,
+        license_name=license_name,
+        license_link=license_link,
+        data_license=data_license,
+        weights_license=weights_license,
+        dataset=dataset,
+        base_model=base_model,
+    )
     check_repo_id(repo_id)
-    if dry_run:
-        return _listing(folder, repo_id, private, revision, tag)
-    token = usable_token(token)
-    if token is None:
-        raise NatsError(f"{repo_id}: no Hugging Face token, {LOGIN}")
-    with hub_errors(f"{repo_id}: not published", revision):
-        api = HfApi(token=token, library_name="nats-zoo", library_version=__version__)
-        _prepare_repo(api, repo_id, private, revision, tag)
-        commit = api.create_commit(
-            repo_id,
-            _additions(folder, repo_id),
-            commit_message=commit_message or f"Upload with nats-zoo {__version__}",
-            revision=revision,
-        )
-        if tag is not None:
-            api.create_tag(repo_id, tag=tag, revision=commit.oid)
-    return str(commit.commit_url)
+    for option, name in (("revision", revision), ("tag", tag)):
+        _check_ref(option, name)
+    with tempfile.TemporaryDirectory() as scratch:
+        files = _collect(Path(folder), repo_id, options, Path(scratch))
+        if dry_run:
+            return _listing(Path(folder), files, repo_id, private, revision, tag)
+        token = usable_token(token)
+        if token is None:
+            raise NatsError(f"{repo_id}: no Hugging Face token, {LOGIN}")
+        with hub_errors(f"{repo_id}: not published", revision):
+            api = HfApi(token=token, library_name="nats-zoo", library_version=__version__)
+            _create_repo(api, repo_id, private)
+            message = commit_message or f"Upload with nats-zoo {__version__}"
+            return _push(api, repo_id, revision or DEFAULT_BRANCH, tag, files, message)
 
 
-def _check_publishable(folder: Path) -> None:
-    if "framework" not in read_config(folder):  # else it is a detector's
+def _check_ref(option: str, name: str | None) -> None:
+    """The Hub would refuse a tag's name only when the commit is there."""
+    if name is not None and _NO_REF.search(name):
+        raise NatsError(f"{option}: {name!r} can be no name of a branch or tag")
+
+
+def _collect(folder: Path, repo_id: str, options: CardOptions, scratch: Path) -> Contents:
+    """What is published of a folder, once it is seen to be fit for it."""
+    if folder.is_file() or is_genotype_folder(folder):
+        contents: dict[str, Path | bytes] = dict(genotype_files(folder, scratch))
+    else:
+        _check_model(folder)
+        contents = {path.name: path for path in model_files(folder)}
+    if CARD_NAME in contents:
+        text = Path(contents[CARD_NAME]).read_text(encoding="utf-8")
+        card = options.fill(text, str(folder / CARD_NAME)).replace(CARD_REPO, repo_id)
+        contents[CARD_NAME] = card.encode()
+    elif options:
+        raise NatsError(f"{folder}: has no {CARD_NAME} to state licences and names in")
+    return dict(sorted(contents.items()))
+
+
+def _check_model(folder: Path) -> None:
+    inside = [name for name in ("model", "best") if (folder / name / CONFIG_NAME).is_file()]
+    if inside and not (folder / CONFIG_NAME).exists():
+        raise NatsError(f"{folder}: is a run's folder, expected a model in it: {' or '.join(inside)}")
+    config = read_config(folder)
+    if "framework" not in config:  # else it is a detector's
         check_backbone(folder)
-    elif not is_model_folder(folder):
+        return
+    if not is_model_folder(folder):
         raise NatsError(f"{folder}: expected a model folder, with a {WEIGHTS_NAME} that nats-zoo saved")
+    genotype = config.get("genotype")
+    source = f"{folder / CONFIG_NAME}: genotype"
+    check_fingerprint(folder / WEIGHTS_NAME, None if genotype is None else Genotype.from_dict(genotype, source=source))
 
 
-def _listing(folder: Path, repo_id: str, private: bool, revision: str | None, tag: str | None) -> str:
+def _listing(folder: Path, files: Contents, repo_id: str, private: bool, revision: str | None, tag: str | None) -> str:
+    """What a dry run says."""
     kind = "private" if private else "public"
-    target = f"{repo_id} ({kind}), branch {revision or 'main'}" + (f", tag {tag}" if tag else "")
-    return "\n".join([f"{target}:", *(f"  {path.name}  {path.stat().st_size:,} bytes" for path in model_files(folder))])
+    target = f"{repo_id} ({kind}), branch {revision or DEFAULT_BRANCH}" + (f", tag {tag}" if tag else "")
+    sizes = {name: _size(content) for name, content in files.items()}
+    width = max(map(len, sizes))
+    lines = [f"{target}:", *(f"  {name:<{width}}  {size:>13,} bytes" for name, size in sizes.items())]
+    lines.append(f"{len(sizes)} files, {sum(sizes.values()):,} bytes; those which are there already are not sent again")
+    behind = _left_behind(folder, files)
+    if behind:
+        more = f" and {len(behind) - SHOWN_NAMES} more" if len(behind) > SHOWN_NAMES else ""
+        lines.append(f"stays behind: {', '.join(behind[:SHOWN_NAMES])}{more}")
+    return "\n".join(lines)
 
 
-def _prepare_repo(api: HfApi, repo_id: str, private: bool, revision: str | None, tag: str | None) -> None:
+def _left_behind(folder: Path, files: Contents) -> list[str]:
+    if not folder.is_dir():
+        return []
+    others = (path for path in folder.iterdir() if path.name not in files)
+    return sorted(f"{path.name}/" if path.is_dir() else path.name for path in others)
+
+
+def _create_repo(api: HfApi, repo_id: str, private: bool) -> None:
     api.create_repo(repo_id, private=private, exist_ok=True)
     if private and not api.model_info(repo_id).private:
         raise NatsError(f"{repo_id}: is a public repository already; make it private in its settings first")
-    if tag is not None and tag in (ref.name for ref in api.list_repo_refs(repo_id).tags):
-        raise NatsError(f"{repo_id}: has a tag {tag!r} already, expected a new one")
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
 
 
-def _additions(folder: Path, repo_id: str) -> list[CommitOperationAdd]:
-    contents: dict[str, Path | bytes] = {path.name: path for path in model_files(folder)}
-    if CARD_NAME in contents:
-        contents[CARD_NAME] = (folder / CARD_NAME).read_bytes().replace(CARD_REPO.encode(), repo_id.encode())
-    return [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()]
+def _push(api: HfApi, repo_id: str, branch: str, tag: str | None, files: Contents, message: str) -> str:
+    refs = api.list_repo_refs(repo_id)
+    branches = {ref.name: ref.target_commit for ref in refs.branches}
+    tags = {ref.name: ref.target_commit for ref in refs.tags}
+    if branch in tags and branch not in branches:
+        raise NatsError(f"{repo_id}: revision: {branch!r} is a tag, expected a branch")
+    head = branches.get(branch) or branches.get(DEFAULT_BRANCH)  # None: a repository without a commit
+    changes = _changes(api, repo_id, files, head)
+    _check_tag(repo_id, tag, tags, None if changes else head)
+    if branch not in branches and head is not None:
+        api.create_branch(repo_id, branch=branch, revision=head, exist_ok=True)
+    address = f"{api.endpoint}/{repo_id}/commit/{head}"
+    said = f"nothing changed, {address}"
+    if changes:
+        head, address = _commit(api, repo_id, branch, head, changes, message)
+        said = address
+    if tag is not None and tags.get(tag) != head:
+        with hub_errors(f"{repo_id}: {address} is published, but not its tag {tag!r}; run this again for it", tag):
+            api.create_tag(repo_id, tag=tag, revision=head)
+    return said
+
+
+def _changes(
+    api: HfApi, repo_id: str, files: Contents, head: str | None
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """What makes a commit's files these ones."""
+    there: dict[str, RepoFile] = {}
+    if head is not None:
+        entries = api.list_repo_tree(repo_id, revision=head)
+        there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    return [
+        *(
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+            for name, content in files.items()
+            if name not in there or not _is_same(content, there[name])
+        ),
+        *(CommitOperationDelete(path_in_repo=name) for name in OWN_FILES if name in there and name not in files),
+    ]
+
+
+def _is_same(content: Path | bytes, there: RepoFile) -> bool:
+    """Whether the Hub has this very file: it tells the sha256 of large ones, git's own name of the others."""
+    size = _size(content)
+    if there.lfs is not None:
+        return there.lfs.size == size and there.lfs.sha256 == _digest("sha256", b"", content)
+    return there.size == size and there.blob_id == _digest("sha1", b"blob %d\0" % size, content)
+
+
+def _size(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def _digest(algorithm: str, begin: bytes, content: Path | bytes) -> str:
+    digest = hashlib.new(algorithm, begin, usedforsecurity=False)
+    if isinstance(content, bytes):
+        digest.update(content)
+        return digest.hexdigest()
+    with content.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_tag(repo_id: str, tag: str | None, tags: Mapping[str, str], commit: str | None) -> None:
+    """Refuse a tag that is another commit's, before anything is uploaded; commit None: one that is still to be made."""
+    if tag in tags and tags[tag] != commit:
+        raise NatsError(f"{repo_id}: has a tag {tag!r} already, of commit {tags[tag]}; expected a new one")
+
+
+def _commit(
+    api: HfApi,
+    repo_id: str,
+    branch: str,
+    parent: str | None,
+    changes: list[CommitOperationAdd | CommitOperationDelete],
+    message: str,
+) -> tuple[str, str]:
+    """Make the commit; its id and its address."""
+    try:
+        commit = api.create_commit(repo_id, changes, commit_message=message, revision=branch, parent_commit=parent)
+    except HfHubHTTPError as error:
+        if getattr(error.response, "status_code", None) in _PUSHED_MEANWHILE:
+            raise NatsError(
+                f"{repo_id}: not published: somebody pushed to {branch} in the meantime; look at it and run this again"
+            ) from error
+        raise
+    return commit.oid, str(commit.commit_url)

@@ -4,7 +4,7 @@ Same weight, same parameters, same multiply-adds as the plain convolution; only 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +81,10 @@ class RegroupedConv2d(nn.Conv2d):
     _branches: list[_Branch]
     _in_sizes: list[int]
 
+    if TYPE_CHECKING:  # TorchScript tells these by their values
+        _gain: Tensor | None
+        padding: tuple[int, int]
+
     def __init__(
         self,
         in_channels: int,
@@ -95,8 +99,8 @@ class RegroupedConv2d(nn.Conv2d):
         runs: Sequence[Sequence[int]],
         gains: Sequence[float] | None = None,
         name: str = "convolution",
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device=device, dtype=dtype
@@ -184,7 +188,7 @@ class RegroupedConv2d(nn.Conv2d):
         """Fill the buffers that no state dict carries; timm calls it after a module left the meta device."""
         self._fill_buffers(self.weight.device, self.weight.dtype)
 
-    def _fill_buffers(self, device, dtype) -> None:
+    def _fill_buffers(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         if self.gains is not None:
             per_run = torch.tensor(self.gains, dtype=dtype, device=device)
             channels = torch.tensor([run.channels for run in self.runs], device=device)
@@ -291,8 +295,9 @@ def _explicit_padding(conv: nn.Conv2d, name: str) -> tuple[int, int]:
     if conv.padding_mode != "zeros":
         raise GenotypeError(f"{name}: padding mode {conv.padding_mode!r} can not be regrouped, expected 'zeros'")
     if conv.padding == "same":
-        return tuple(_halved((k - 1) * d, name) for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
-    return (0, 0) if conv.padding == "valid" else conv.padding
+        height, width = (_halved((k - 1) * d, name) for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
+        return height, width
+    return (0, 0) if isinstance(conv.padding, str) else conv.padding
 
 
 def _halved(total: int, name: str) -> int:
@@ -333,12 +338,12 @@ def _merge_neighbours(runs: Sequence[Run]) -> list[Run]:
     return merged
 
 
-def _plan_branches(conv: nn.Conv2d, pieces: list[Run], name: str) -> list[_Branch]:
+def _plan_branches(conv: RegroupedConv2d, pieces: list[Run], name: str) -> list[_Branch]:
     dilations = dict.fromkeys(piece.dilation for piece in pieces)  # in order of appearance
     return [_plan_branch(conv, dilation, pieces, name) for dilation in dilations]
 
 
-def _plan_branch(conv: nn.Conv2d, dilation: Dilation, pieces: list[Run], name: str) -> _Branch:
+def _plan_branch(conv: RegroupedConv2d, dilation: Dilation, pieces: list[Run], name: str) -> _Branch:
     geometry = Geometry(conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     own = [index for index, piece in enumerate(pieces) if piece.dilation == dilation]
     channels = [pieces[index].channels for index in own]

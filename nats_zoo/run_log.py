@@ -7,12 +7,14 @@ have logged steps again: of a key's records at one step the last one counts.
 import json
 import math
 import os
-import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import NatsError
+from .errors import NatsError, short
+from .files import MOST_LEVELS, is_deeper, parse_json
+
+MOST_BYTES = 2**29  # of a log: millions of records
 
 # Keys of any record whose value is a number, if there is one.
 NUMBERS = ("loss", "lr", "AP", "AP50", "AP75", "mask_AP", "alpha_loss", "entropy", "share_changed")
@@ -29,9 +31,13 @@ def read_log(path: str | os.PathLike) -> list[Record]:
             holds something else.
     """
     try:
-        lines = Path(path).read_bytes().split(b"\n")
+        with Path(path).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise NatsError(f"{path}: can not be read as a log: {error.strerror}") from error
+    if len(content) > MOST_BYTES:
+        raise NatsError(f"{path}: too large for a log, expected at most {MOST_BYTES} bytes")
+    lines = content.split(b"\n")
     if not _is_json(lines[-1]):  # empty, as a rule: what follows the last line break
         lines.pop()
     return [_read_record(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
@@ -75,16 +81,15 @@ def _is_json(line: bytes) -> bool:
 
 
 def _read_record(line: bytes, where: str) -> Record:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise NatsError(f"{where}: not JSON: {error}") from error
+    record = parse_json(line, where, strict=False)
+    if is_deeper(record, MOST_LEVELS):
+        raise NatsError(f"{where}: nested too deeply, expected at most {MOST_LEVELS} levels")
     if not isinstance(record, dict) or not keys_in(record, ("step", "epoch")):
         raise NatsError(f"{where}: expected an object with the keys 'step' and 'epoch'")
     record = {key: value for key, value in record.items() if value is not None or key in ("step", "epoch")}
     for key in ("step", "epoch", *NUMBERS):
         if key in record and not _is_number(record[key]):
-            raise NatsError(f"{where}: {key}: expected a number, found {reprlib.repr(record[key])}")
+            raise NatsError(f"{where}: {key}: expected a number, found {short(record[key])}")
     if not math.isfinite(record["step"]) or not math.isfinite(record["epoch"]):
         raise NatsError(f"{where}: step, epoch: expected finite numbers")
     return record

@@ -14,8 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .backbone_folder import check_backbone
 from .errors import NatsError, one_line
-from .genotype import Genotype, published_genotypes, resolve_genotype
-from .hub_client import resolve_folder
+from .genotype import HUB_PREFIX, Genotype, published_genotypes, resolve_genotype
+from .genotype_repo import is_genotype_folder
+from .hub_client import resolve_folder, split_revision
+from .hub_genotype import config_genotype, folder_genotype, pull_genotype
 from .model_folder import read_config
 from .nats_any import NAME as NATS_ANY
 from .nats_resnet import DEFAULT_GENOTYPES
@@ -23,7 +25,6 @@ from .transform import VARIANT_PREFIX
 from .weights import weights_overlay
 from .weights_file import CONFIG_NAME, WEIGHTS_NAME
 
-GENOTYPE_NAME = "genotype.json"  # what a search writes into its folder
 RANDOM, PRETRAINED = "random", "pretrained"
 MAP_STRIDES = (4, 8, 16, 32)
 ASLEEP = 1e-3  # a smaller scale hides a residual branch
@@ -64,7 +65,7 @@ class Source:
     def label(self) -> str:
         """What to call it: the folder's name, else timm's name of the variant, or of the architecture."""
         if self.folder is not None:
-            return self.folder.resolve().name
+            return folder_name(self.folder)
         return self.architecture if self.name == NATS_ANY else self.name
 
     @property
@@ -129,8 +130,8 @@ def find_source(model: str, genotype: str | None = None) -> Source:
     """Find what a command's MODEL and --genotype name.
 
     Args:
-        model: a timm name with or without a tag, plain or a nats variant; or the folder or Hub repository of a
-            backbone or detector.
+        model: a timm name with or without a tag, plain or a nats variant; or the folder or Hub repository
+            (`org/name`, `org/name@revision`) of a backbone or detector.
         genotype: takes the place of the one that the model has; of a plain name's or a variant's, the default one.
 
     Raises:
@@ -143,7 +144,7 @@ def find_source(model: str, genotype: str | None = None) -> Source:
         source = Source(name.removeprefix(VARIANT_PREFIX), tag)
         default = DEFAULT_GENOTYPES.get(source.architecture) if name.startswith(VARIANT_PREFIX) else None
         source = replace(source, genotype=None if default is None else resolve_genotype(default))
-    elif Path(model).exists() or "/" in model:
+    elif Path(model).exists() or "/" in model or model.startswith(HUB_PREFIX):
         source = _folder_source(resolve_folder(model))
     else:
         raise NatsError(f"{model}: timm has no such model, and there is no such folder")
@@ -169,17 +170,19 @@ def find_genotype(name: str) -> Genotype:
 
     Args:
         name: of a published genotype, or of a variant (its default); a genotype file; the folder of a search; or the
-            folder or Hub repository of a backbone or detector.
+            folder or Hub repository (`org/name`, `org/name@revision`) of a genotype, backbone or detector.
 
     Raises:
         NatsError: no such name, file or folder, or a plain model's.
     """
     path = Path(name)
-    if name in published_genotypes() or path.is_file():
+    if name in published_genotypes() or path.is_file() or name.startswith(HUB_PREFIX):
         return resolve_genotype(name)
-    if (path / GENOTYPE_NAME).is_file() and not (path / CONFIG_NAME).exists():
-        return Genotype.load(path / GENOTYPE_NAME)
-    if not path.exists() and not timm.is_model(name.partition(".")[0]) and "/" not in name:
+    if is_genotype_folder(path):
+        return folder_genotype(path)
+    if "/" in name and not path.exists():
+        return pull_genotype(name)
+    if not path.exists() and not timm.is_model(name.partition(".")[0]):
         known = ", ".join(published_genotypes())
         raise NatsError(f"{name}: no published genotype, variant, file or folder of this name; published are: {known}")
     source = find_source(name)
@@ -190,10 +193,21 @@ def find_genotype(name: str) -> Genotype:
 
 def genotype_name(genotype: Genotype) -> str:
     """What to call a genotype: its file's name without the suffix, else its model folder's or its architecture's."""
-    path = Path(genotype.source.partition(": ")[0])
+    source = genotype.source.partition(": ")[0]
+    if source.startswith(HUB_PREFIX):
+        return split_revision(source)[0].rpartition("/")[2]
+    path = Path(source)
     if path.name == CONFIG_NAME:
-        return path.resolve().parent.name
+        return folder_name(path.parent)
     return path.stem if path.suffix == ".json" else genotype.architecture
+
+
+def folder_name(folder: Path) -> str:
+    """What to call a folder: its name, or that of the repository which the Hub's client has put into it."""
+    storage = folder.parent.parent
+    if folder.parent.name == "snapshots" and storage.name.startswith("models--"):
+        return storage.name.rpartition("--")[2]
+    return folder.resolve().name
 
 
 def weights_name(source: Source, weights: str) -> str:
@@ -202,7 +216,7 @@ def weights_name(source: Source, weights: str) -> str:
         return "random"
     if weights == PRETRAINED:
         return f"{source.architecture}.{timm.get_pretrained_cfg(source.registered).tag}"
-    return Path(weights).resolve().name if Path(weights).exists() else weights
+    return folder_name(Path(weights)) if Path(weights).exists() else weights
 
 
 def create_backbone(source: Source, weights: str | None = None, with_classifier: bool = False) -> nn.Module:
@@ -253,7 +267,8 @@ def _folder_source(folder: Path) -> Source:
     config = read_config(folder)
     is_detector = "framework" in config
     arguments = {} if is_detector else dict(config.get("model_args") or {})
-    data = config.get("genotype") if is_detector else arguments.pop("genotype", None)
+    data = config_genotype(config)
+    arguments.pop("genotype", None)
     name = config.get("backbone") if is_detector else config.get("architecture")
     if name == NATS_ANY:
         name = arguments.pop("architecture", None)

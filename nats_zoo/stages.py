@@ -2,8 +2,9 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ def _is_rebuilt(modules: dict[str, nn.Module], name: str) -> bool:
 
 def _feature_info(model: nn.Module) -> list[Mapping]:
     """timm's description of the maps, as far as the network computes them."""
-    info = getattr(model, "feature_info", None) or []
+    info: Any = getattr(model, "feature_info", None) or []
     if not hasattr(info, "out_indices"):
         return list(info)
     return info.info[: 1 + max(index % len(info.info) for index in info.out_indices)]  # features_only drops the rest
@@ -116,7 +117,7 @@ def _stages_by_size(model: nn.Module, info: list[Mapping]) -> dict[str, int]:
     widths = {stage: images.shape[-1] // entry["reduction"] for stage, entry in _numbered(info)}
     stage_of: dict[str, int] = {}
 
-    def note(name: str):
+    def note(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
             stage_of[name] = next((stage for stage, width in widths.items() if width <= output.shape[-1]), max(widths))
 

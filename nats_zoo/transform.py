@@ -43,10 +43,11 @@ def transform(model: nn.Module, genotype: Genotype | Mapping | str | os.PathLike
         raise GenotypeError(f"{genotype.source}: the model is in deployment form already, expected a plain network")
     modules = dict(model.named_modules())
     _refuse_regrouped(modules, genotype)
-    _replace(model, {modules.get(name): _regroup(modules, name, genotype) for name in genotype.convs})
+    regrouped = {name: _regroup(modules, name, genotype) for name in genotype.convs}
+    _replace(model, {modules[name]: conv for name, conv in regrouped.items()})
     adopt_blocks(model)
     if isinstance(getattr(model, "genotype", None), Genotype):  # a variant's that was plain: what it would save
-        model.genotype = genotype
+        model.genotype = genotype  # type: ignore[assignment]  # torch declares no attributes that are no tensors
     return model
 
 
@@ -65,7 +66,7 @@ def to_plain(model: nn.Module) -> nn.Module:
     release_blocks(model)
     genotype = getattr(model, "genotype", None)
     if isinstance(genotype, Genotype):  # of a variant: what it would save
-        model.genotype = Genotype(genotype.architecture, {})
+        model.genotype = Genotype(genotype.architecture, {})  # type: ignore[assignment]  # torch declares no attributes that are no tensors
     return model
 
 

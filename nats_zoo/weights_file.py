@@ -3,6 +3,7 @@
 Shapes can not tell two genotypes apart, so the fingerprint does.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import NatsError, one_line
-from .files import atomic_file
+from .errors import NatsError, one_line, short
+from .files import atomic_file, parse_json
 from .genotype import Genotype
 from .version import __version__
 
@@ -21,6 +22,9 @@ CONFIG_NAME = "config.json"  # beside it; states what network the weights are of
 WEIGHTS_NAME = "model.safetensors"
 FINGERPRINT_KEY = "genotype_sha256"
 PLAIN_FINGERPRINT = "plain"
+MOST_HEADER_BYTES = 4 * 2**20  # of a file: about 40,000 tensors, ten times what the largest network of timm has
+MOST_DIMENSIONS = 16  # of a tensor
+MOST_NAME = 512  # characters of a tensor's name, which error messages quote
 
 
 def save_weights(state_dict: Mapping[str, Tensor], path: str | os.PathLike, genotype: Genotype | None) -> None:
@@ -36,12 +40,16 @@ def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     Raises:
         NatsError: no such file, or not in the safetensors format.
     """
+    if not os.path.exists(path):
+        raise NatsError(f"{path}: can not be read: no such file")
+    read_header(path)
     try:
         return load_file(path)
     except OSError as error:
-        raise NatsError(f"{path}: can not be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise NatsError(f"{path}: not a safetensors file: {one_line(error)}") from error
+        raise NatsError(f"{path}: can not be read: {error.strerror or one_line(error)}") from error
+    except (SafetensorError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
+        # beyond the first: a type of numbers that this torch does not have
+        raise NatsError(f"{path}: not a safetensors file that torch reads: {one_line(error)[:300]}") from error
 
 
 def safetensors_metadata(path: str | os.PathLike) -> dict[str, str]:
@@ -67,15 +75,14 @@ def check_fingerprint(path: str | os.PathLike, genotype: Genotype | None) -> Non
         raise NatsError(f"{path}: its metadata has no {FINGERPRINT_KEY}, expected weights that nats-zoo saved")
     if found != expected:
         raise NatsError(
-            f"{path}: these weights belong to another genotype: {FINGERPRINT_KEY} is {found},"
+            f"{path}: these weights belong to another genotype: {FINGERPRINT_KEY} is {_quoted(found)},"
             f" that of {CONFIG_NAME} is {expected}"
         )
 
 
 def check_shapes(path: str | os.PathLike, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise NatsError unless a safetensors file holds tensors of these names and shapes; reads its header only."""
-    with _open_safetensors(path) as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    found = tensor_shapes(path)
     for name in sorted(expected.keys() | found.keys()):
         if name.endswith(".num_batches_tracked") and name not in found:
             continue  # a frozen BN has none, and loading needs none
@@ -86,16 +93,78 @@ def check_shapes(path: str | os.PathLike, expected: Mapping[str, tuple[int, ...]
             )
 
 
+def tensor_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a safetensors file, by name; reads its header only.
+
+    Raises:
+        NatsError: no such file, or not in the safetensors format.
+    """
+    with _open_safetensors(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+def count_elements(path: str | os.PathLike) -> int:
+    """How many numbers all tensors of a safetensors file have together; reads its header only.
+
+    Raises:
+        NatsError: no such file, or not in the safetensors format.
+    """
+    return sum(math.prod(shape) for shape in tensor_shapes(path).values())
+
+
 @contextmanager
 def _open_safetensors(path: str | os.PathLike) -> Iterator[Any]:
+    read_header(path)
     try:
         file = safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise NatsError(f"{path}: no such file") from None
     except (OSError, SafetensorError) as error:
-        raise NatsError(f"{path}: not a safetensors file: {one_line(error)}") from error
+        raise NatsError(f"{path}: not a safetensors file: {one_line(error)[:300]}") from error
     with file:
         yield file
+
+
+def read_header(path: str | os.PathLike) -> dict[str, Any]:
+    """The JSON header of a safetensors file, checked before any library parses it.
+
+    The format's library checks types, offsets and overlaps; it takes headers of 100 MB, though, of which it makes
+    gigabytes, and of a tensor named twice it takes one.
+
+    Raises:
+        NatsError: no such file, no header, one of over MOST_HEADER_BYTES, or one that names a tensor twice, gives it
+            more than MOST_DIMENSIONS, or a name that can not be printed.
+    """
+    header = parse_json(_header_bytes(path), f"{path}: not a safetensors file: its header", NatsError)
+    if not isinstance(header, dict):
+        raise NatsError(f"{path}: not a safetensors file: expected an object as its header, found {short(header)}")
+    for name, entry in header.items():
+        if len(name) > MOST_NAME or not name.isprintable():
+            raise NatsError(f"{path}: expected names of at most {MOST_NAME} printable characters, found {short(name)}")
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if isinstance(shape, list) and len(shape) > MOST_DIMENSIONS and name != "__metadata__":
+            raise NatsError(f"{path}: {name}: expected at most {MOST_DIMENSIONS} dimensions, found {len(shape)}")
+    return header
+
+
+def _header_bytes(path: str | os.PathLike) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise NatsError(f"{path}: not a safetensors file, or not all of one: it ends within its header")
+            if length > MOST_HEADER_BYTES:
+                found = f"found one of {length}"
+                raise NatsError(f"{path}: expected a header of at most {MOST_HEADER_BYTES} bytes, {found}")
+            return file.read(length)
+    except FileNotFoundError:
+        raise NatsError(f"{path}: no such file") from None
+    except OSError as error:
+        raise NatsError(f"{path}: can not be read: {error.strerror or one_line(error)}") from error
+
+
+def _quoted(fingerprint: str) -> str:
+    """As it is, if it is like one."""
+    return fingerprint if fingerprint.isalnum() and len(fingerprint) <= 64 else short(fingerprint)
 
 
 def _fingerprint(genotype: Genotype | None) -> str:

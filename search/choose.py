@@ -47,7 +47,8 @@ def choose(
     if max_dilations is None and cost_weight == 0:
         return log_p.argmax(1)
     scores = log_p.detach().double().cpu()
-    best, best_score = None, -math.inf
+    best: Tensor | None = None
+    best_score = -math.inf
     for members in _sets(log_p.shape[1], max_dilations):
         values, places = scores[:, list(members)].max(1)
         counts = _counts(places, members, log_p.shape[1])
@@ -58,6 +59,7 @@ def choose(
             score -= cost_weight * _finite(cost(counts))
         if best is None or score > best_score:
             best, best_score = torch.tensor(members)[places], score
+    assert best is not None, "the first set is never skipped"
     return best.to(log_p.device)
 
 

@@ -59,6 +59,10 @@ class Searchable:
         if not isinstance(self.space, SearchSpace):
             object.__setattr__(self, "space", find_space(self.space))
 
+    def _found_space(self) -> SearchSpace:
+        assert isinstance(self.space, SearchSpace), "it was looked up when this was made"
+        return self.space
+
     def found(self) -> "Iterator[Searched]":
         """The searched convolutions, in network order.
 
@@ -66,11 +70,13 @@ class Searchable:
             NatsError: an architecture that timm has not, or that can not be searched.
         """
         body = _meta_network(self.architecture, features_only=True)
-        found = searched_convs(body, self.space, self.convs, self.basic_block)
+        found = searched_convs(body, self._found_space(), self.convs, self.basic_block)
         names = genotype_names(body, list(found))
         stage_of = {name: stage for stage, members in searchable_convs(body).items() for name in members}
         for name, candidates in found.items():
-            yield Searched(names[name], body.get_submodule(name), candidates, stage_of[name])
+            conv = body.get_submodule(name)
+            assert isinstance(conv, nn.Conv2d), "searched_convs finds no others"
+            yield Searched(names[name], conv, candidates, stage_of[name])
 
     def count(self, searched: "Searched") -> int:
         """Groups of a convolution; SearchError for a split that does not fit it."""
@@ -79,7 +85,7 @@ class Searchable:
     def facts(self, with_groups: bool = True) -> dict[str, Any]:
         """For the provenance."""
         size = {"groups": self.groups, "channels_per_group": self.channels_per_group} if with_groups else {}
-        facts = {"space": self.space.name, **size, "convs": list(self.convs) or None}
+        facts = {"space": self._found_space().name, **size, "convs": list(self.convs) or None}
         facts["basic_block"] = None if self.basic_block == "conv2" else self.basic_block
         return {key: value for key, value in facts.items() if value is not None}
 
@@ -298,8 +304,8 @@ def _genotype(
     architecture: str, convs: Mapping[str, Sequence[Run]], provenance: dict[str, Any], gains: Mapping | None = None
 ) -> Genotype:
     provenance = {**provenance, "version": __version__}
-    convs = {name: tuple(runs) for name, runs in convs.items()}
-    return Genotype(architecture, convs, gains=gains or {}, provenance=provenance)
+    whole = {name: tuple(runs) for name, runs in convs.items()}
+    return Genotype(architecture, whole, gains=gains or {}, provenance=provenance)
 
 
 def _meta_network(architecture: str, **options: Any) -> nn.Module:

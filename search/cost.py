@@ -210,7 +210,7 @@ class CostTable:
         Raises:
             SearchError: naming the file, the key and what was expected.
         """
-        return cls.from_dict(read_json(path, SearchError, MAX_FILE_BYTES, _unique_keys), str(path))
+        return cls.from_dict(read_json(path, SearchError, MAX_FILE_BYTES), str(path))
 
     @classmethod
     def from_dict(cls, data: Any, source: str = "costs") -> "CostTable":
@@ -257,15 +257,6 @@ def _key(dilation: Dilation) -> str:
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """json would keep the last of several."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} appears twice in one object")
-    return result
 
 
 class _Reader:

@@ -20,7 +20,7 @@ from ..files import write_text
 from ..genotype import Genotype
 from .searcher import SearchConfig, Searcher
 
-IMAGES = {"train": 240, "val": 40, "test": 160}
+IMAGES: dict[str, Any] = {"train": 240, "val": 40, "test": 160}
 SIZE = 160  # pixels
 EASY_DISTANCE = 2  # pixels from an object to its mark, in the pretraining data
 DISTANCE = 24
@@ -41,7 +41,10 @@ DETECTOR = {
     "resume": True,
 }
 PRETRAINING = {"epochs": 8, "lr_per_image": 0.002, "lr_steps": (7,), "warmup_steps": 30, "val_split": None}
-SEARCH = {"epochs": 6, "alpha_start": 1, "lr_per_image": 0.00125, "final_lr_per_image": 0.0001, "alpha_lr": 0.05}
+SEARCH: dict[str, Any] = {
+    **{"epochs": 6, "alpha_start": 1, "alpha_lr": 0.05},
+    **{"lr_per_image": 0.00125, "final_lr_per_image": 0.0001},
+}
 TRAINING = {"epochs": 8, "lr_per_image": 0.00125, "lr_steps": (6,), "warmup_steps": 20, "val_split": None}
 
 

@@ -49,9 +49,8 @@ def calibrate_gains(body: nn.Module, genotype: Genotype, batches: Iterable[Tenso
     if not changed:
         provenance = {key: value for key, value in genotype.provenance.items() if key != "gains"}
         return replace(genotype, gains={}, provenance=provenance)
-    pairs = {
-        name: _Pair(body.get_submodule(name), runs, f"{genotype.source}: {name}") for name, runs in changed.items()
-    }
+    convs = {name: module for name, module in body.named_modules() if isinstance(module, nn.Conv2d)}
+    pairs = {name: _Pair(convs[name], runs, f"{genotype.source}: {name}") for name, runs in changed.items()}
     images, size = _run(body, pairs.values(), batches)
     gains = {name: pair.gains() for name, pair in pairs.items()}
     provenance = {**genotype.provenance, "gains": {"images": images, "size": size}}
@@ -72,16 +71,16 @@ class _Pair:
         self.plain_moments.update(output)
         self.moments.update(self.regrouped(inputs[0]))
 
-    def gains(self) -> list[float]:
+    def gains(self) -> tuple[float, ...]:
         """One per run."""
         if not self.plain_moments.count:
             raise SearchError(f"{self.name}: no image came through it, so its gains can not be calibrated")
         sizes = [run.channels for run in self.runs]
         variances = _variances(self.plain_moments, sizes), _variances(self.moments, sizes)
-        return [
+        return tuple(
             1.0 if run.dilation == PLAIN else self._gain(plain, dilated)
             for run, plain, dilated in zip(self.runs, *variances, strict=True)
-        ]
+        )
 
     def _gain(self, plain: float, dilated: float) -> float:
         if plain == 0 or dilated == 0:

@@ -202,7 +202,7 @@ def _chosen(genotype: Genotype, conv: str, candidates: Sequence[Dilation], group
         raise NatsError(
             f"{genotype.source}: {conv}: expected one of the searched candidates for each of its {groups} groups"
         )
-    return np.array([list(candidates).index(*found) for found in slices])
+    return np.array([list(candidates).index(min(found)) for found in slices])
 
 
 def _restless(snapshots: Sequence[Snapshot]) -> tuple[float | None, float]:

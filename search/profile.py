@@ -70,7 +70,8 @@ def profile(
     shapes = _shapes(body, list(convs), size, batch)
     wanted: dict[_Shape, dict[Dilation, None]] = {}
     for name, candidates in convs.items():
-        wanted.setdefault(shapes[name], {PLAIN: None}).update(dict.fromkeys(map(tuple, candidates)))
+        pairs = ((height, width) for height, width in candidates)
+        wanted.setdefault(shapes[name], {PLAIN: None}).update(dict.fromkeys(pairs))
     measured = {}
     for shape, dilations in tqdm(wanted.items(), desc="convolutions", leave=False, disable=None):
         measured[shape] = _measure(shape, list(dilations), placement, repeats, warmup)
@@ -178,7 +179,8 @@ class _Shape(NamedTuple):
         """With random weights."""
         shape = (self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation)
         conv = RegroupedConv2d.from_conv(self.kind(*shape, self.groups, self.bias), runs)
-        return conv.to(device=placement.device, dtype=placement.dtype, memory_format=placement.memory_format).eval()
+        placed = conv.to(placement.device, placement.dtype).to(memory_format=placement.memory_format)
+        return placed.eval()
 
 
 def _check_options(
@@ -235,7 +237,7 @@ def _measure(
     inputs = {shape.part(n).input for n in counts}  # a single one, unless convolutions are grouped
     placed = {size: placement.put(torch.rand(size)) for size in inputs}
     images = {n: placed[shape.part(n).input] for n in counts}
-    calls = {
+    calls: dict[Any, Callable[[], Any]] = {
         (dilation, n): _call(shape.part(n), dilation, images[n], placement) for dilation in dilations for n in counts
     }
     if len(dilations) > 1 and len(counts) > 1:

@@ -69,7 +69,9 @@ def _weights(searcher: Searcher) -> str | None:
     config = searcher.config
     if config.detector is not None:
         return Path(config.detector).name
-    return searcher.body.pretrained_cfg.get("tag") if config.weights == "pretrained" else Path(config.weights).name
+    if config.weights == "pretrained":
+        return searcher.body.pretrained_cfg.get("tag")
+    return None if config.weights is None else Path(config.weights).name
 
 
 def _metrics(searcher: Searcher, genotype: Genotype, metrics: Metrics | None) -> dict[str, Any]:

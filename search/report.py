@@ -138,11 +138,13 @@ def write_report(
     run = read_run(folder, genotype, candidates)
     history = alpha_history(run)
     if run.is_sensitivity:
-        outcome: AlphaOutcome | TrialOutcome | None = trial_outcome(run.records)
-        doubts = trial_doubts(outcome, genotype)
+        trials = trial_outcome(run.records)
+        doubts = trial_doubts(trials, genotype)
+        outcome: AlphaOutcome | TrialOutcome | None = trials
     else:
-        outcome = _outcome_of_alpha(run, history)
-        doubts = alpha_doubts(outcome, genotype)
+        found = _outcome_of_alpha(run, history)
+        doubts = alpha_doubts(found, genotype)
+        outcome = found
     with atomic_folder(run.folder / REPORT) as new:
         _draw(run, history, new)
         pictures = [name for name in CAPTIONS if (new / name).is_file()]

@@ -4,7 +4,9 @@ Probabilities, mixing weights and normalisations are factors per output channel,
 no candidate's output has to be kept for the backward pass.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +116,7 @@ class SearchedConv2d(nn.Module):
         self, kernel: Tensor, statistics: tuple[Tensor, Tensor] | None, scale: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         bias = self.bias
-        if statistics is not None:
+        if statistics is not None and self.eps is not None:
             mean, var = statistics
             factor = (var + self.eps).rsqrt()
             scale = factor if scale is None else scale * factor
@@ -158,7 +160,7 @@ class SearchedConv2d(nn.Module):
     def _by_group(self, tensors: Sequence[Tensor | None]) -> list[list[Tensor]]:
         """Each tensor's rows, group by group; nothing for biases that are not there."""
         sizes = [self.group_size] * self.num_groups
-        return [] if tensors[0] is None else [split_channels(tensor, sizes, 0) for tensor in tensors]
+        return [split_channels(tensor, sizes, 0) for tensor in tensors if tensor is not None]
 
     def _group_inputs(self, x: Tensor) -> list[Tensor]:
         """Input channels of each group in a grouped convolution; nothing where all groups read all of them."""
@@ -194,12 +196,11 @@ class MixtureConv2d(SearchedConv2d):
     def forward(self, x: Tensor) -> Tensor:
         self.measure(x)
         probabilities = self.per_channel(self.log_probabilities().exp())
-        output = None
-        for candidate in range(len(self.candidates)):
-            weight, bias = self.normalised(candidate, probabilities[:, candidate])
-            y = self.convolve_all(x, candidate, weight, bias)
-            output = y if output is None else output + y
-        return output
+        outputs = (
+            self.convolve_all(x, candidate, *self.normalised(candidate, probabilities[:, candidate]))
+            for candidate in range(len(self.candidates))
+        )
+        return functools.reduce(torch.add, outputs)
 
 
 class SampledConv2d(SearchedConv2d):
@@ -229,6 +230,7 @@ class SampledConv2d(SearchedConv2d):
 
     def mixing_weights(self) -> Tensor:
         """q of each group, (groups,), with the corrected gradient."""
+        assert self.pair is not None, "nothing was drawn"
         pair = self.pair.to(self.alpha.device)
         pa, pb = self.log_probabilities().detach().exp().gather(1, pair).unbind(1)
         scores = (self.alpha / self.temperature).gather(1, pair)
@@ -263,7 +265,7 @@ class SensitivityConv2d(SearchedConv2d):
 
     measures_all = True
 
-    def __init__(self, *arguments, **options):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.alpha.requires_grad_(False)  # not what is searched with here
         self.register_buffer("current", torch.zeros(self.num_groups, dtype=torch.long))
@@ -285,6 +287,7 @@ class SensitivityConv2d(SearchedConv2d):
 
     def end_scoring(self) -> Tensor:
         """Stop scoring; returns the scores, (groups, candidates), summed over the batches seen."""
+        assert self.scores is not None, "begin_scoring comes first"
         scores, self.scores = self.scores, None
         return scores
 
@@ -302,6 +305,7 @@ class SensitivityConv2d(SearchedConv2d):
 
     @torch.no_grad()
     def _score(self, x: Tensor, y: Tensor, gradient: Tensor) -> None:
+        assert self.scores is not None
         current = self._products(gradient, y)
         for candidate in range(len(self.candidates)):
             weight, bias = self.normalised(candidate)
@@ -321,8 +325,8 @@ class Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.sum: Tensor | float = 0.0
-        self.sum_of_squares: Tensor | float = 0.0
+        self.sum = torch.zeros((), dtype=torch.float64)
+        self.sum_of_squares = torch.zeros((), dtype=torch.float64)
 
     def update(self, y: Tensor) -> None:
         """Add a batch (N, C, H, W)."""
@@ -343,7 +347,8 @@ class Moments:
 def _plan(conv: nn.Conv2d, dilation: Dilation, name: str) -> RegroupedConv2d:
     """Stride, padding growth and Conv2dSame are a RegroupedConv2d's business; this one has no kernel of its own."""
     plan = RegroupedConv2d.from_conv(conv, [(conv.out_channels, *dilation)], name=name)
-    plan.weight = plan.bias = None
+    plan.register_parameter("weight", None)
+    plan.register_parameter("bias", None)
     return plan
 
 

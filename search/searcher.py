@@ -1,5 +1,6 @@
 """The search run: weights and alpha in turn, or weights and then trials of changes; resumable, on accelerate."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,6 +76,7 @@ class Searcher(ResumableLoop):
         self.val_data = open_search_split(config, config.val_split) if config.val_split else None
         parts = split_for_search(self.data, config)
         folder = open_run_folder(config, accelerator)
+        assert config.epochs is not None, "SearchConfig fills it in"
         loaders = [
             EpochLoader(part, accelerator, config.batch_size, config.workers, config.seed + index)
             for index, part in enumerate(parts)
@@ -94,7 +96,9 @@ class Searcher(ResumableLoop):
 
     def _build_supernet(self, body: nn.Module, space: SearchSpace) -> None:
         config = self.config
-        self.architecture = architecture_of(body)
+        architecture = architecture_of(body)
+        assert architecture is not None, "timm made it"
+        self.architecture = architecture
         convs = searched_convs(body, space, config.convs, config.basic_block)
         self.names = genotype_names(body, list(convs))
         if self.costs is not None:
@@ -122,7 +126,7 @@ class Searcher(ResumableLoop):
     def begin(self) -> None:
         """Say what the search runs on."""
         data = {self.config.train_split: self.data}
-        if self.val_data is not None:
+        if self.config.val_split and self.val_data is not None:
             data[self.config.val_split] = self.val_data
         report_data(self.folder, self.accelerator, data)
 
@@ -185,7 +189,8 @@ class Searcher(ResumableLoop):
 
     def _alpha_terms(self) -> Tensor | float:
         """What the loss holds beside the detector's: the probabilities' entropy and the expected time, as asked for."""
-        config, terms = self.config, 0.0
+        config = self.config
+        terms: Tensor | float = 0.0
         if config.entropy_weight:
             terms += config.entropy_weight * torch.cat([relative_entropy(c) for c in self.searched.values()]).mean()
         if config.cost_loss:
@@ -196,6 +201,7 @@ class Searcher(ResumableLoop):
         convs = self._by_genotype_name()
         probabilities = {name: conv.log_probabilities().exp() for name, conv in convs.items()}
         candidates = {name: conv.candidates for name, conv in convs.items()}
+        assert self.costs is not None, "SearchConfig refuses this without costs"
         return self.costs.expected_total(probabilities, candidates)
 
     def _zero_grad(self) -> None:
@@ -245,7 +251,8 @@ class Searcher(ResumableLoop):
         genotype = decode(self.searched, self.architecture, {}, self._choose, self.names)
         genotype = self._with_gains(genotype)
         metrics = self._evaluate_decoded()
-        genotype.provenance.update(describe_search(self, genotype, metrics))
+        provenance = {**genotype.provenance, **describe_search(self, genotype, metrics)}
+        genotype = replace(genotype, provenance=provenance)
         if self.accelerator.is_main_process:
             genotype.save(self.folder.path / "genotype.json")
             candidates = {name: conv.candidates for name, conv in self._by_genotype_name().items()}
@@ -260,7 +267,7 @@ class Searcher(ResumableLoop):
         if self.trials is not None:
             return conv.chosen()
         config, cost = self.config, None
-        if config.cost_weight:
+        if config.cost_weight and self.costs is not None:
             cost = self.costs.of_groups(self.names[name], conv.candidates, conv.num_groups)
         return choose(conv.log_probabilities(), config.max_dilations, cost, config.cost_weight)
 

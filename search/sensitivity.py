@@ -175,14 +175,15 @@ class SensitivitySearch:
         changes = progress.changes[: progress.size]
         before = {name: conv.current.clone() for name, conv in self.convs.items()}
         apply(self.convs, changes)
-        loss = self.held_back_loss()
-        trial = Trial(
-            len(changes), sum(change.score for change in changes), loss - progress.loss, loss, loss < progress.loss
-        )
+        assert progress.loss is not None, "begin_round comes first"
+        assert progress.size is not None
+        loss, before_loss = self.held_back_loss(), progress.loss
+        predicted = sum(change.score for change in changes)
+        trial = Trial(len(changes), predicted, loss - before_loss, loss, loss < before_loss)
         if trial.accepted:
             self._end_round(loss)
         else:
-            self._take_back(before)
+            self._take_back(before, progress.size)
         progress.trials += 1
         return trial
 
@@ -193,8 +194,8 @@ class SensitivitySearch:
         progress.done = progress.rounds >= self.max_rounds
 
     @torch.no_grad()
-    def _take_back(self, before: Mapping[str, Tensor]) -> None:
+    def _take_back(self, before: Mapping[str, Tensor], size: int) -> None:
         for name, conv in self.convs.items():
             conv.current.copy_(before[name])
-        self.progress.size //= 2
+        self.progress.size = size // 2
         self.progress.done = self.progress.size == 0

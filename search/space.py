@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import timm
 import torch
-import yaml
 from timm.models.resnet import BasicBlock
 from torch import nn
 
-from ..errors import NatsError
+from ..errors import NatsError, short
+from ..files import read_yaml
 from ..genotype import MAX_DILATION, PLAIN, Dilation
 from ..stages import searchable_convs
 from ..transform import architecture_of
@@ -77,10 +77,7 @@ def find_space(space: str | os.PathLike) -> SearchSpace:
     path = Path(space)
     if not path.is_file():
         raise SearchError(f"space: {space}: expected {', '.join(SPACES)} or a YAML file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SearchError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, SearchError)
     if not isinstance(content, dict) or not content or not all(type(stage) is int for stage in content):
         raise SearchError(f"{path}: expected stages (2: layer2, ...) with lists of candidates")
     return SearchSpace(path.stem, {stage: _read_candidates(found, stage, path) for stage, found in content.items()})
@@ -88,11 +85,11 @@ def find_space(space: str | os.PathLike) -> SearchSpace:
 
 def _read_candidates(candidates: Any, stage: int, path: Path) -> tuple[Dilation, ...]:
     if not isinstance(candidates, list):
-        raise SearchError(f"{path}: {stage}: expected a list of candidates, found {candidates!r}")
+        raise SearchError(f"{path}: {short(stage)}: expected a list of candidates, found {short(candidates)}")
     found = [candidate if isinstance(candidate, list) else [candidate, candidate] for candidate in candidates]
     for dilation in found:
         if len(dilation) != 2 or not all(type(d) is int and 1 <= d <= MAX_DILATION for d in dilation):
-            raise SearchError(f"{path}: {stage}: expected numbers or [height, width], found {dilation!r}")
+            raise SearchError(f"{path}: {short(stage)}: expected numbers or [height, width], found {short(dilation)}")
     return tuple((height, width) for height, width in found)
 
 

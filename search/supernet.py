@@ -93,7 +93,7 @@ def following_norms(body: nn.Module, names: list[str], probe_size: int = 64) -> 
     outputs: dict[int, str] = {}
     kept, norms = [], {}
 
-    def remember(name: str):
+    def remember(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
         def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
             outputs[id(output)] = name
             kept.append(output)  # an id is a tensor's only while it lives

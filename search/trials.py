@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from ..detection.datasets import CocoDataset, collate
 from ..detection.loop import StopRequest
+from .searched_conv import SensitivityConv2d
 from .sensitivity import Progress, SensitivitySearch, score
 from .start import held_back, open_search_split, seeded_order
 
@@ -34,7 +36,7 @@ class Trials:
         scored = searcher.loaders[0].dataset.select(sorted(order[: config.score_images]))
         self.scored, self.held_back = _Batches(scored, searcher), _Batches(held_back(plain, config), searcher)
         self.search = SensitivitySearch(
-            searcher.searched, self._score, self._held_back_loss, config.max_dilations, config.max_rounds
+            self._convs(), self._score, self._held_back_loss, config.max_dilations, config.max_rounds
         )
 
     def run(self) -> None:
@@ -67,7 +69,7 @@ class Trials:
         if searcher.config.norm == "calibrated":
             searcher.calibrate()
         searcher.plain_detector.train()
-        totals = score(searcher.plain_detector, searcher.searched, self.scored.losses())
+        totals = score(searcher.plain_detector, self._convs(), self.scored.losses())
         return {name: self._mean(total, self.scored) for name, total in totals.items()}
 
     @torch.no_grad()
@@ -83,13 +85,18 @@ class Trials:
         return self._mean(total, self.held_back).item()
 
     def _calibrate_current(self) -> None:
-        for conv in self.searcher.searched.values():
+        convs = self._convs().values()
+        for conv in convs:
             conv.measures_all = False
         try:
             self.searcher.calibrate()
         finally:
-            for conv in self.searcher.searched.values():
+            for conv in convs:
                 conv.measures_all = True
+
+    def _convs(self) -> dict[str, SensitivityConv2d]:
+        """The supernet's convolutions, which are all of this kind in sensitivity mode."""
+        return {name: conv for name, conv in self.searcher.searched.items() if isinstance(conv, SensitivityConv2d)}
 
     def _mean(self, total: Tensor, batches: _Batches) -> Tensor:
         accelerator = self.searcher.accelerator
@@ -122,7 +129,7 @@ class _Batches:
         starts = range(0, len(self.data), size)
         for number in range(accelerator.process_index, len(starts), accelerator.num_processes):
             indices = range(starts[number], min(starts[number] + size, len(self.data)))
-            yield lambda indices=indices, number=number: self._loss(indices, number)
+            yield partial(self._loss, indices, number)
 
     def _loss(self, indices: range, number: int) -> Tensor:
         searcher = self.searcher

@@ -13,6 +13,12 @@ that serve connections which are already open):
         ...
 
 or by hand, `python tests/hub_server.py --root DIR`, which prints its port on one line.
+
+Both can be told to misbehave, and what they were asked:
+
+    hub.inject(Fault(path="/resolve/.*safetensors", status=429, headers={"Retry-After": "1"}, times=2))
+    hub.behave(error_codes=False, redirects="relative")
+    hub.requests()
 """
 
 import argparse
@@ -25,14 +31,18 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import yaml
 
 OWNER_TOKEN = "hf_owner"
 STRANGER_TOKEN = "hf_stranger"
@@ -40,6 +50,8 @@ STRANGER_TOKEN = "hf_stranger"
 TOKENS = {OWNER_TOKEN: ("owner", "org", "timm"), STRANGER_TOKEN: ("stranger",)}
 
 LFS_MIN_BYTES = 10_000_000
+
+CONTROL = "/_control"  # where a test reads the log of requests, and says what shall go wrong
 
 
 class HubError(Exception):
@@ -70,6 +82,62 @@ class Reply:
     @classmethod
     def json(cls, value, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> "Reply":
         return cls(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with some requests.
+
+    Attributes:
+        path: regular expression, searched in the request's path.
+        methods: of the requests, with spaces in between.
+        times: how many requests it hits; None: all.
+        status: answered instead of the right answer; None: the right one.
+        headers: of the answer, beside or instead of its own.
+        body: answered instead of the right one, as text.
+        delay: seconds before the answer begins.
+        cut: after so many bytes of the body the connection is closed.
+        stall: after so many bytes of the body nothing comes for `stall_seconds`.
+        damage: the first byte of the body is another one.
+        done_first: with a status: the request is carried out all the same, as when only its answer was lost.
+    """
+
+    path: str = ""
+    methods: str = "GET HEAD POST PUT"
+    times: int | None = None
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str | None = None
+    delay: float = 0.0
+    cut: int | None = None
+    stall: int | None = None
+    stall_seconds: float = 60.0
+    damage: bool = False
+    done_first: bool = False
+
+    def hits(self, method: str, path: str) -> bool:
+        return self.times != 0 and method in self.methods.split() and re.search(self.path, path) is not None
+
+    def change(self, reply: Reply) -> Reply:
+        body = reply.body if self.body is None else self.body.encode()
+        if self.damage and body:
+            body = bytes([body[0] ^ 1]) + body[1:]
+        return Reply(self.status or reply.status, body, {**reply.headers, **self.headers})
+
+
+@dataclass
+class Behaviour:
+    """In what Hubs differ, and all are right.
+
+    Attributes:
+        error_codes: errors say their kind in `X-Error-Code`.
+        redirects: `resolve` answers with a redirect to another path of the same host: "absolute", "relative" or None.
+        gated: repositories of which anybody sees the metadata but only some users read the files, and which users.
+    """
+
+    error_codes: bool = True
+    redirects: str | None = None
+    gated: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -261,16 +329,42 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def handle_request(self) -> None:
         self.body = self._read_body()
+        if self.path == CONTROL:
+            self._send(self._control())
+            return
         self.store = self.server.store
+        fault = self.server.faults.draw(self.command, urlsplit(self.path).path)
+        self.server.log.append([self.command, unquote(self.path), self.headers.get("Range")])
+        if fault is None:
+            self._send(self._reply())
+            return
+        time.sleep(fault.delay)
+        carried_out = fault.status is None or fault.done_first
+        self._send(fault.change(self._reply() if carried_out else Reply(fault.status, b"{}", {})), fault)
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+
+    def _reply(self) -> Reply:
         try:
             self.user, self.namespaces = self._authenticate()
             with self.store.lock:
-                reply = self._dispatch()
+                return self._dispatch()
         except HubError as error:
-            reply = error.reply
-        self._send(reply)
+            if not self.server.behaviour.error_codes:
+                error.reply.headers.pop("X-Error-Code")
+            return error.reply
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+    def _control(self) -> Reply:
+        """A test's own request: what shall go wrong, how to behave; answers with the log of requests."""
+        request = json.loads(self.body or b"{}")
+        if "faults" in request:
+            self.server.faults.set([Fault(**fault) for fault in request["faults"]])
+        for name, value in request.get("behaviour", {}).items():
+            setattr(self.server.behaviour, name, value)
+        log = list(self.server.log)
+        if request.get("forget"):
+            self.server.log.clear()
+        return Reply.json(log)
 
     def _dispatch(self) -> Reply:
         url = urlsplit(self.path)
@@ -291,13 +385,25 @@ class HubHandler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(chunks)
 
-    def _send(self, reply: Reply) -> None:
+    def _send(self, reply: Reply, fault: Fault | None = None) -> None:
         self.send_response(reply.status)
         for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(reply.body)
+        if self.command == "HEAD":
+            return
+        with suppress(ConnectionError):  # a client that gave up, or was killed
+            self._send_body(reply.body, fault)
+
+    def _send_body(self, body: bytes, fault: Fault | None) -> None:
+        if fault is not None and fault.stall is not None and fault.stall < len(body):
+            self.wfile.write(body[: fault.stall])
+            self.wfile.flush()
+            time.sleep(fault.stall_seconds)
+            body = body[fault.stall :]
+        if fault is not None and fault.cut is not None and fault.cut < len(body):
+            body, self.close_connection = body[: fault.cut], True
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args) -> None:
         """Requests are not logged: the client's process shares the terminal."""
@@ -337,6 +443,12 @@ class HubHandler(BaseHTTPRequestHandler):
             raise HubError(HTTPStatus.NOT_FOUND, "RevisionNotFound", f"Invalid rev id: {branch}")
         return repo.commits[repo.branches[branch]].files
 
+    def _check_access(self, repo: Repo) -> None:
+        """The files of a gated repository are for those who were let in; its metadata are for all."""
+        if self.user not in self.server.behaviour.gated.get(repo.id, [self.user]):
+            status = HTTPStatus.UNAUTHORIZED if self.user is None else HTTPStatus.FORBIDDEN
+            raise HubError(status, "GatedRepo", f"Access to model {repo.id} is restricted.")
+
     @property
     def _url(self) -> str:
         return f"http://{self.headers['Host']}"
@@ -359,7 +471,8 @@ class HubHandler(BaseHTTPRequestHandler):
         url = {"url": f"{self._url}/{repo_id}"}
         if repo_id in self.store.repos:
             return Reply.json({**url, "error": "You already created this model repo"}, HTTPStatus.CONFLICT)
-        self.store.create_repo(repo_id, private=request.get("visibility") == "private")
+        private = request.get("visibility") == "private" or bool(request.get("private"))  # new clients, old ones
+        self.store.create_repo(repo_id, private=private)
         return Reply.json(url)
 
     @route("POST", "/api/validate-yaml")
@@ -374,7 +487,8 @@ class HubHandler(BaseHTTPRequestHandler):
             {"rfilename": path, "size": file.size, "blobId": file.oid}
             for path, file in model.commits[oid].files.items()
         ]
-        info = {"id": repo, "modelId": repo, "sha": oid, "private": model.private, "gated": False, "siblings": siblings}
+        info = {"id": repo, "modelId": repo, "sha": oid, "private": model.private, "siblings": siblings}
+        info["gated"] = "auto" if repo in self.server.behaviour.gated else False
         return Reply.json({**info, "lastModified": model.commits[oid].date, "tags": [], "downloads": 0, "likes": 0})
 
     @route("GET", "/api/models/{repo}/tree/{rev}(?:/{path})?")
@@ -483,6 +597,9 @@ class HubHandler(BaseHTTPRequestHandler):
     def commit(self, repo: str, rev: str) -> Reply:
         model = self._writable(repo)
         header, *operations = [json.loads(line) for line in self.body.splitlines()]
+        expected = header["value"].get("parentCommit")
+        if expected is not None and expected != model.branches.get(rev):
+            raise HubError(HTTPStatus.PRECONDITION_FAILED, "", "A commit has happened since. Please refresh.")
         files = self.store.apply(self._branch_files(model, rev), operations)
         oid = model.add_commit(rev, header["value"]["summary"], header["value"]["description"], files)
         self.store.save(model)
@@ -493,7 +610,24 @@ class HubHandler(BaseHTTPRequestHandler):
     @route("GET HEAD", "/{repo}/resolve/{rev}/{path}")
     def resolve(self, repo: str, rev: str, path: str) -> Reply:
         model = self._readable(repo)
+        self._check_access(model)
         oid = model.resolve(rev)
+        headers = {"X-Repo-Commit": oid}
+        redirects = self.server.behaviour.redirects
+        if redirects is not None:
+            host = self._url if redirects == "absolute" else ""
+            location = f"{host}/api/resolve-cache/models/{repo}/{oid}/{quote(path)}"
+            return Reply(HTTPStatus.TEMPORARY_REDIRECT, b"", {**headers, "Location": location})
+        return self._file(model, oid, path)
+
+    @route("GET HEAD", "/api/resolve-cache/models/{repo}/{rev}/{path}")
+    def resolved(self, repo: str, rev: str, path: str) -> Reply:
+        """Where `resolve` may redirect to."""
+        model = self._readable(repo)
+        self._check_access(model)
+        return self._file(model, model.resolve(rev), path)
+
+    def _file(self, model: Repo, oid: str, path: str) -> Reply:
         headers = {"X-Repo-Commit": oid}
         file = model.commits[oid].files.get(path)
         if file is None:
@@ -514,6 +648,28 @@ class HubHandler(BaseHTTPRequestHandler):
         headers |= {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
         return Reply(HTTPStatus.PARTIAL_CONTENT, content[first : last + 1], headers)
 
+    # Listing
+
+    @route("GET", "/api/models")
+    def list_models(self) -> Reply:
+        """Those that the asker may see; of an author, and with tags in the metadata of their README.md."""
+        authors, wanted = self.query.get("author"), set(self.query.get("filter", []))
+        found = []
+        for repo_id, model in sorted(self.store.repos.items()):
+            namespace = repo_id.partition("/")[0]
+            if (authors and namespace not in authors) or (model.private and namespace not in self.namespaces):
+                continue
+            card = self._card_metadata(model)
+            if wanted <= set(card.get("tags", [])):
+                info = json.loads(self.model_info(repo_id, None).body)
+                found.append(info | {"tags": card.get("tags", []), "cardData": card})
+        return Reply.json(found)
+
+    def _card_metadata(self, model: Repo) -> dict:
+        readme = model.commits[model.branches["main"]].files.get("README.md")
+        head = re.match(r"---\n(.*?)\n---\n", self.store.read(readme.sha256).decode(), re.DOTALL) if readme else None
+        return yaml.safe_load(head[1]) if head else {}
+
 
 class HubHTTPServer(ThreadingHTTPServer):
     """The listening socket with what its handlers share."""
@@ -522,19 +678,65 @@ class HubHTTPServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), HubHandler)
         self.store = Store(root)
         self.tokens = tokens
+        self.faults = Faults()
+        self.behaviour = Behaviour()
+        self.log: list[list] = []
 
 
-def client_environment(url: str, home: Path, token: str | None = OWNER_TOKEN) -> dict[str, str]:
+class Faults:
+    """The faults that are in force; each request meets the first that hits it."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._faults: list[Fault] = []
+
+    def set(self, faults: Sequence[Fault]) -> None:
+        with self._lock:
+            self._faults = list(faults)
+
+    def draw(self, method: str, path: str) -> Fault | None:
+        with self._lock:
+            for index, fault in enumerate(self._faults):
+                if fault.hits(method, path):
+                    if fault.times is not None:
+                        self._faults[index] = replace(fault, times=fault.times - 1)
+                    return fault
+        return None
+
+
+class Controls:
+    """What a test may tell a running Hub; of classes that have its `url`."""
+
+    url: str
+
+    def inject(self, *faults: Fault) -> None:
+        """Let these faults, and no others, happen from now on."""
+        self._control(faults=[asdict(fault) for fault in faults])
+
+    def behave(self, **behaviour) -> None:
+        """Set attributes of `Behaviour`."""
+        self._control(behaviour=behaviour)
+
+    def requests(self, path: str = "", forget: bool = False) -> list[list]:
+        """[method, path, Range] of what was asked for so far, as far as this regular expression is in the path."""
+        return [entry for entry in self._control(forget=forget) if re.search(path, entry[1])]
+
+    def _control(self, **request):
+        with urllib.request.urlopen(self.url + CONTROL, json.dumps(request).encode(), timeout=10) as answer:
+            return json.load(answer)
+
+
+def client_environment(url: str, home: Path, token: str | None = OWNER_TOKEN, xet: bool = False) -> dict[str, str]:
     """Environment of a process whose Hub is at `url` and whose cache is in the folder `home`.
 
     The client reads these variables when it is imported, so they can not be set later. With the token None the
-    client is anonymous.
+    client is anonymous. With xet the client may use that protocol, of which this Hub has nothing.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     environment = inherited | {
         "HF_ENDPOINT": url,
         "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",  # else large files go through a protocol of their own
+        **({} if xet else {"HF_HUB_DISABLE_XET": "1"}),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "NO_PROXY": "127.0.0.1",
@@ -542,7 +744,7 @@ def client_environment(url: str, home: Path, token: str | None = OWNER_TOKEN) ->
     return environment if token is None else environment | {"HF_TOKEN": token}
 
 
-class HubServer(AbstractContextManager):
+class HubServer(AbstractContextManager, Controls):
     """A Hub served by a thread of this process while the context is open.
 
     Args:
@@ -558,8 +760,8 @@ class HubServer(AbstractContextManager):
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
-    def client_environment(self, home: Path, token: str | None = OWNER_TOKEN) -> dict[str, str]:
-        return client_environment(self.url, home, token)
+    def client_environment(self, home: Path, token: str | None = OWNER_TOKEN, xet: bool = False) -> dict[str, str]:
+        return client_environment(self.url, home, token, xet)
 
     def __exit__(self, *exception) -> None:
         self._server.shutdown()
@@ -569,7 +771,7 @@ class HubServer(AbstractContextManager):
             self._own_root.cleanup()
 
 
-class HubProcess(AbstractContextManager):
+class HubProcess(AbstractContextManager, Controls):
     """A Hub in a process of its own, which `stop` ends for good: from then on its clients are offline."""
 
     def __init__(self, root: Path):
@@ -577,8 +779,8 @@ class HubProcess(AbstractContextManager):
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
 
-    def client_environment(self, home: Path, token: str | None = OWNER_TOKEN) -> dict[str, str]:
-        return client_environment(self.url, home, token)
+    def client_environment(self, home: Path, token: str | None = OWNER_TOKEN, xet: bool = False) -> dict[str, str]:
+        return client_environment(self.url, home, token, xet)
 
     def stop(self) -> None:
         self._process.terminate()

@@ -17,6 +17,7 @@ from nats_zoo.detection.drawn import draw_dataset
 
 COMMANDS = (
     "list",
+    "collection",
     "show",
     "erf",
     "profile",
@@ -174,7 +175,7 @@ OPTIONS = {
     "unknown option": ([*SEARCH, "--colour", "red"], "--colour"),
     "missing options": (["search", "--config", "recipe.yaml"], "required: output"),
     "missing positional": (["evaluate", "begun"], "required: data"),
-    "missing images": (["predict", "begun"], "required: images"),
+    "missing images": (["predict", "begun"], "images: expected some beside the model, begun"),
     "no number": ([*SEARCH, "--epochs", "many"], '"epochs"'),
     "no such choice": ([*SEARCH, "--mode", "magic"], '"mode"'),
     "no such space": ([*SEARCH, "--space", "D"], "space: D: expected A, B, C or a YAML file"),
@@ -201,7 +202,7 @@ OPTIONS = {
     "missing image folder": ([*SEARCH, "--images", "nowhere"], "images: expected a folder"),
     "output is a file": (["search", "--config", "recipe.yaml", "--output", "recipe.yaml"], "expected a folder"),
     "output below a file": (["search", "--config", "recipe.yaml", "--output", "recipe.yaml/run"], "recipe.yaml/run"),
-    "missing genotype": ([*TRAIN, "--genotype", "nowhere.json"], "nowhere.json: no such genotype file"),
+    "missing genotype": ([*TRAIN, "--genotype", "nowhere.json"], "nowhere.json: no published genotype"),
     "model folder that is none": (["evaluate", "data", "data"], "data: no config.json in it"),
     "backbone for a detector": (["evaluate", "weights", "data"], "key 'framework' is missing"),
     "missing model": (["predict", "nowhere", "data/images"], "nowhere: neither a folder nor the id of a Hub"),

@@ -149,6 +149,7 @@ def test_a_folder_holds_config_weights_card_and_chart(saved, kind, charts):
     assert files.keys() == {"config.json", "model.safetensors", "README.md"} | charts
     config = json.loads(files["config.json"].read_text())
     assert config.pop("nats_zoo_version") == __version__
+    assert config.pop("format") == 1
     assert DetectorConfig.from_dict(config) == from_pretrained(saved[kind]).config
     fingerprint = GENOTYPE.fingerprint() if kind == "regrouped" else "plain"
     assert weights_file.safetensors_metadata(files["model.safetensors"])["genotype_sha256"] == fingerprint
@@ -166,7 +167,7 @@ def test_the_card_says_what_a_user_has_to_know(saved):
             "short side of 64 pixels, the long one at most 96",
         ),
         *("import nats_zoo", "genotype.png", str(GENOTYPE), "by hand", "1909.02293"),
-        *("Metrics on drawn test", "| ap | 30.0 |", "| ap75 | 32.0 |", "| ap of blue | 12.2 |"),
+        *("Metrics on drawn test", "| ap | 30.0 |", "| ap75 | 32.0 |", "| blue | 12.2 | - |"),
     ):
         assert words in card
     plain = (saved["plain"] / "README.md").read_text(encoding="utf-8")
@@ -178,7 +179,7 @@ def test_the_card_says_what_a_user_has_to_know(saved):
 def test_one_other_dilation_in_the_config_changes_the_outputs_and_is_refused(folder, detectors, image):
     edit_config(folder, change_one_dilation)
     config = json.loads((folder / "config.json").read_text())
-    config.pop("nats_zoo_version")
+    config.pop("nats_zoo_version"), config.pop("format")
     unguarded = build_detector(DetectorConfig.from_dict(config))
     unguarded.load_state_dict(load_file(folder / "model.safetensors"))
     assert not is_equal(run(unguarded, image), run(detectors["regrouped"], image))
@@ -226,8 +227,13 @@ BAD_CONFIGS = {
     "genotype is a path": ({"genotype": "/etc/passwd"}, "config.json: genotype: expected an object or null"),
     "genotype of another format": (
         {"genotype": {"format": 9, "architecture": "x", "convs": {}}},
-        "genotype: format is 9",
+        "genotype: is of a newer format (9)",
     ),
+    "newer format": (
+        {"format": 2, "colour": "red"},
+        f"config.json: is of a newer format (2), this nats-zoo {__version__} reads up to 1: upgrade nats-zoo",
+    ),
+    "no format": ({"format": "1"}, "config.json: format: expected a number from 1 to 1, found '1'"),
     "genotype of another network": ({"genotype": GENOTYPE.to_dict()}, "another genotype"),
 }
 
@@ -305,7 +311,6 @@ import json, re, sys
 from safetensors.torch import load_file, save_file
 
 import nats_zoo
-import nats_zoo
 from nats_zoo import hub_client
 from nats_zoo.detection import create_detector, from_pretrained
 
@@ -325,9 +330,10 @@ for name, revision in (("plain", None), ("regrouped", "v1")):
     found = from_pretrained("org/detector", revision=revision, cache_dir=cache)([image])[0]
     outputs.update({f"{name}.{key}": tensor.detach() for key, tensor in found.items()})
 card = (hub_client.resolve_folder("org/detector", "v1", cache_dir=cache) / "README.md").read_text(encoding="utf-8")
-pasted = {"image": image}
+pasted = {}
 exec(re.search("```python\\n(.*?)```", card, re.DOTALL)[1], pasted)
-outputs.update({f"card.{key}": tensor.detach() for key, tensor in pasted["predictions"][0].items()})
+assert pasted["predictions"][0].keys() == {"boxes", "labels", "scores"}
+outputs.update({f"card.{key}": tensor.detach() for key, tensor in pasted["detector"]([image])[0].items()})
 save_file(outputs, output_file)
 print(json.dumps({
     "nothing": attempt(from_pretrained, "org/nothing"),

@@ -191,7 +191,7 @@ BAD_FOLDERS = {
     ),
     "broken genotype": (
         lambda f: edit_config(f, lambda c: c["model_args"]["genotype"].update(format=9)),
-        "config.json: model_args: genotype: format is 9",
+        "config.json: model_args: genotype: is of a newer format (9)",
     ),
     "unknown architecture": (
         lambda f: edit_config(f, lambda c: c.update(architecture="nats_unheard_of")),
@@ -313,15 +313,20 @@ def test_the_card_names_the_base_model_and_an_unknown_licence(tmp_path):
     folder = nats_zoo.save_backbone(model, tmp_path / "backbone", base_model="timm/resnet18.tv_in1k")
     front_matter = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1]
     assert "base_model: timm/resnet18.tv_in1k\n" in front_matter
-    assert "license: other\n" in front_matter
+    assert "license: unknown\n" in front_matter
 
 
 def test_a_dry_run_lists_what_would_be_pushed(folder):
     (folder / "optimiser.pt").touch()
     listing = nats_zoo.publish(folder, "org/model", private=True, tag="v1", dry_run=True)
-    first, *files = listing.splitlines()
+    first, *files, total, behind = listing.splitlines()
     assert first == "org/model (private), branch main, tag v1:"
     assert [line.split()[0] for line in files] == ["README.md", "config.json", "genotype.png", "model.safetensors"]
+    sizes = [int(line.split()[1].replace(",", "")) for line in files]
+    card = (folder / "README.md").read_text(encoding="utf-8").replace("ORG/NAME", "org/model").encode()
+    assert sizes == [len(card), *((folder / line.split()[0]).stat().st_size for line in files[1:])]
+    assert total.startswith(f"4 files, {sum(sizes):,} bytes")
+    assert behind == "stays behind: optimiser.pt"
     with pytest.raises(NatsError, match="neither a folder nor the id"):
         nats_zoo.publish(folder, "no slash", dry_run=True)
 
@@ -362,7 +367,7 @@ found = dict(
     no_token=attempt(nats_zoo.publish, first, "org/model"),
     bad_token=attempt(nats_zoo.publish, first, "org/model", token="hf_stolen"),
     malformed_token=attempt(nats_zoo.publish, first, "org/model", token="hf_secret\\nhost: x"),
-    stranger=attempt(nats_zoo.publish, first, "org/model", token=stranger),
+    stranger=attempt(nats_zoo.publish, second, "org/model", token=stranger),
 )
 api = HfApi(token=owner)
 found["titles"] = {rev: [c.title for c in api.list_repo_commits("org/model", revision=rev)] for rev in ("main", "side")}
@@ -472,7 +477,7 @@ def test_a_folder_is_published_as_one_commit(published):
     }
     assert found["files"] == [".gitattributes", "README.md", "config.json", "genotype.png", "model.safetensors"]
     assert found["first"].startswith(f"{published.server.url}/org/model/commit/")
-    assert found["unchanged"] == found["first"]
+    assert found["unchanged"] == f"nothing changed, {found['first']}"
     assert "/org/secret/commit/" in found["private"]
 
 

@@ -122,7 +122,7 @@ class WatchedTrainer(Trainer):
 def read_log(output: Path) -> list[dict]:
     """The records of steps and evaluations, behind the one of the data."""
     first, *records = (json.loads(line) for line in (output / "log.jsonl").read_text().splitlines())
-    assert (first["step"], first.keys()) == (0, {"step", "epoch", "data"})
+    assert (first["step"], first.keys()) == (0, {"step", "epoch", "data", "hardware"})
     return records
 
 

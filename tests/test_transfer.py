@@ -303,7 +303,8 @@ def test_the_card_of_a_transferred_genotype_says_so_and_shows_both_provenances(t
     ("provenance", "words"),
     [
         ({"method": "mixture"}, "A search chose them (`mixture`)."),
-        ({"method": "random"}, "Their provenance states the method `random`."),
+        ({"method": "random"}, "They were not searched: they are a control for searched ones (`random`)."),
+        ({"method": "by hand"}, "Their provenance states the method `by hand`."),
         ({}, "Their origin is not stated."),
         ({"method": "transfer"}, "transferred from the genotype of `another network`."),
         ({"method": ["a`\n|"]}, "method `['a'\\n\\|']`."),
