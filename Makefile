@@ -4,14 +4,16 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+TYPES := $(VENV)/types
 OUTPUT ?= demo
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint types format clean
 
 help:
 	@echo "make demo    search and train on a drawn data set, about a quarter of an hour on two CPU cores (OUTPUT=$(OUTPUT))"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and formatting"
+	@echo "make types   check type hints"
 	@echo "make format  format the code"
 	@echo "make clean   remove the virtual environment"
 
@@ -30,6 +32,14 @@ test: $(READY)
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# mypy follows no import hook, by which an editable install maps two folders into the package: links lay it out as the
+# wheel has it.
+types: $(READY)
+	rm -rf $(TYPES)
+	mkdir -p $(TYPES)/nats_zoo
+	ln -s $(CURDIR)/nats_zoo/* $(CURDIR)/detection $(CURDIR)/search $(TYPES)/nats_zoo
+	cd $(TYPES) && $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir ../.mypy_cache
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix .
