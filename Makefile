@@ -7,13 +7,14 @@ READY := $(VENV)/.ready
 TYPES := $(VENV)/types
 OUTPUT ?= demo
 
-.PHONY: help demo test lint types format clean
+.PHONY: help demo test lint types docs format clean
 
 help:
 	@echo "make demo    search and train on a drawn data set, about a quarter of an hour on two CPU cores (OUTPUT=$(OUTPUT))"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and formatting"
 	@echo "make types   check type hints"
+	@echo "make docs    build the API reference into site/"
 	@echo "make format  format the code"
 	@echo "make clean   remove the virtual environment"
 
@@ -40,6 +41,9 @@ types: $(READY)
 	mkdir -p $(TYPES)/nats_zoo
 	ln -s $(CURDIR)/nats_zoo/* $(CURDIR)/detection $(CURDIR)/search $(TYPES)/nats_zoo
 	cd $(TYPES) && $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir ../.mypy_cache
+
+docs: $(READY)
+	$(VENV)/bin/pdoc --docformat google --output-directory site nats_zoo nats_zoo.detection nats_zoo.search
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix .

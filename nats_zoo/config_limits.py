@@ -20,7 +20,6 @@ from torch.nn.modules.module import (
 )
 
 from .errors import NatsError, one_line, short
-from .weights_file import count_elements
 
 MOST_CLASSES = 2**18
 MOST_NUMBER = 2**12  # of any other integer among a constructor's arguments: channels, depths
@@ -138,13 +137,13 @@ def _are_numbers(values: Any, kinds: tuple[type, ...], least: float, most: float
 
 
 @contextmanager
-def on_meta(source: str, most_elements: int = MOST_ELEMENTS) -> Iterator[None]:
+def on_meta(source: str, most_elements: int | None = None) -> Iterator[None]:
     """Build a network in this block on the meta device, of a bounded size, to learn what someone else's config says.
 
     Args:
         source: what error messages call the config.
-        most_elements: numbers in all parameters together, those of the weights that belong to the config, for
-            instance. A module that is thrown away, such as the classifier of a `features_only` network, counts too.
+        most_elements: numbers in all parameters that are made, also of modules that are thrown away, such as the
+            classifier of a `features_only` network; None: any, because the weights' shapes are compared afterwards.
 
     Raises:
         NatsError: a network of more elements or modules, or whatever building it raised, in one line: arguments that
@@ -160,21 +159,13 @@ def on_meta(source: str, most_elements: int = MOST_ELEMENTS) -> Iterator[None]:
             raise NatsError(f"{source}: no network can be built as it says: {reason}") from error
 
 
-def elements_for(weights: str | os.PathLike) -> int:
-    """`most_elements` of `on_meta` for a network with these weights, a safetensors file of which the header is read.
-
-    Some more than the file has, because modules that are replaced while a network is built are counted twice.
-    """
-    return 4 * count_elements(weights) + 2**20
-
-
 def is_on_meta() -> bool:
     """Whether modules that are built now have no memory."""
     return torch.empty(0).is_meta
 
 
 @contextmanager
-def limited_size(source: str, most_elements: int = MOST_ELEMENTS) -> Iterator[None]:
+def limited_size(source: str, most_elements: int | None = None) -> Iterator[None]:
     """End the building of networks in this block, by this thread, as soon as they grow too large.
 
     Raises:
@@ -186,7 +177,7 @@ def limited_size(source: str, most_elements: int = MOST_ELEMENTS) -> Iterator[No
         nonlocal elements
         if threading.get_ident() == thread and parameter is not None and not _is_lazy(parameter):
             elements += parameter.numel()
-            if elements > most_elements:
+            if most_elements is not None and elements > most_elements:
                 raise NatsError(f"{source}: asks for a network of over {most_elements:,} parameters")
 
     def count_module(_: nn.Module, name: str, module: nn.Module | None) -> None:

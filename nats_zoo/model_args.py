@@ -8,7 +8,7 @@ downloaded must not choose which file is read here: so nothing but the genotype 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .config_limits import check_model_args, check_pretrained_cfg, is_on_meta, on_meta
+from .config_limits import MOST_ELEMENTS, check_model_args, check_pretrained_cfg, is_on_meta, on_meta
 from .errors import GenotypeError, short
 
 if TYPE_CHECKING:
@@ -71,5 +71,5 @@ def check_saved_size(build: Callable[[], Any]) -> None:
         build: builds it; called with the meta device, unless modules are built there already.
     """
     if not is_on_meta():
-        with on_meta("config.json"):
+        with on_meta("config.json", MOST_ELEMENTS):
             build()

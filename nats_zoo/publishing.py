@@ -5,9 +5,12 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
@@ -17,6 +20,7 @@ from .errors import NatsError
 from .genotype import Genotype
 from .genotype_repo import GENOTYPE_NAME, genotype_files, is_genotype_folder
 from .hub_client import LOGIN, check_repo_id, hub_errors, usable_token
+from .hub_errors import NOT_CARRIED_OUT, retried
 from .model_card import CARD_REPO
 from .model_folder import CARD_NAME, CHART_NAME, is_model_folder, model_files, read_config
 from .version import __version__
@@ -169,13 +173,13 @@ def _left_behind(folder: Path, files: Contents) -> list[str]:
 
 
 def _create_repo(api: HfApi, repo_id: str, private: bool) -> None:
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    if private and not api.model_info(repo_id).private:
+    retried(repo_id, partial(api.create_repo, repo_id, private=private, exist_ok=True))
+    if private and not retried(repo_id, partial(api.model_info, repo_id)).private:
         raise NatsError(f"{repo_id}: is a public repository already; make it private in its settings first")
 
 
 def _push(api: HfApi, repo_id: str, branch: str, tag: str | None, files: Contents, message: str) -> str:
-    refs = api.list_repo_refs(repo_id)
+    refs = retried(repo_id, partial(api.list_repo_refs, repo_id))
     branches = {ref.name: ref.target_commit for ref in refs.branches}
     tags = {ref.name: ref.target_commit for ref in refs.tags}
     if branch in tags and branch not in branches:
@@ -184,7 +188,7 @@ def _push(api: HfApi, repo_id: str, branch: str, tag: str | None, files: Content
     changes = _changes(api, repo_id, files, head)
     _check_tag(repo_id, tag, tags, None if changes else head)
     if branch not in branches and head is not None:
-        api.create_branch(repo_id, branch=branch, revision=head, exist_ok=True)
+        retried(repo_id, partial(api.create_branch, repo_id, branch=branch, revision=head, exist_ok=True))
     address = f"{api.endpoint}/{repo_id}/commit/{head}"
     said = f"nothing changed, {address}"
     if changes:
@@ -192,7 +196,7 @@ def _push(api: HfApi, repo_id: str, branch: str, tag: str | None, files: Content
         said = address
     if tag is not None and tags.get(tag) != head:
         with hub_errors(f"{repo_id}: {address} is published, but not its tag {tag!r}; run this again for it", tag):
-            api.create_tag(repo_id, tag=tag, revision=head)
+            retried(repo_id, partial(api.create_tag, repo_id, tag=tag, revision=head), NOT_CARRIED_OUT)
     return said
 
 
@@ -252,8 +256,9 @@ def _commit(
     message: str,
 ) -> tuple[str, str]:
     """Make the commit; its id and its address."""
+    options = {"commit_message": message, "revision": branch, "parent_commit": parent}
     try:
-        commit = api.create_commit(repo_id, changes, commit_message=message, revision=branch, parent_commit=parent)
+        commit = retried(repo_id, partial(_create_commit, api, repo_id, changes, options), NOT_CARRIED_OUT)
     except HfHubHTTPError as error:
         if getattr(error.response, "status_code", None) in _PUSHED_MEANWHILE:
             raise NatsError(
@@ -261,3 +266,26 @@ def _commit(
             ) from error
         raise
     return commit.oid, str(commit.commit_url)
+
+
+def _create_commit(
+    api: HfApi, repo_id: str, changes: list[CommitOperationAdd | CommitOperationDelete], options: Mapping[str, Any]
+) -> CommitInfo:
+    """Upload and commit; by plain HTTP if the Hub has nothing of the protocol xet, which the client would insist on."""
+    try:
+        return api.create_commit(repo_id, changes, **options)
+    except Exception as error:
+        if not ("xet-write-token" in str(error) and "404" in str(error)):
+            raise
+    with ExitStack() as stack:  # open files are what the client does not upload by xet
+        opened = [_with_open_file(change, stack) for change in changes]
+        return api.create_commit(repo_id, opened, **options)
+
+
+def _with_open_file(
+    change: CommitOperationAdd | CommitOperationDelete, stack: ExitStack
+) -> CommitOperationAdd | CommitOperationDelete:
+    if isinstance(change, CommitOperationDelete) or not isinstance(change.path_or_fileobj, str | Path):
+        return change
+    file = stack.enter_context(open(change.path_or_fileobj, "rb"))  # noqa: SIM115 (the stack closes it)
+    return CommitOperationAdd(path_in_repo=change.path_in_repo, path_or_fileobj=file)

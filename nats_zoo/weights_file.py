@@ -3,7 +3,6 @@
 Shapes can not tell two genotypes apart, so the fingerprint does.
 """
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -101,15 +100,6 @@ def tensor_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
     """
     with _open_safetensors(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
-
-
-def count_elements(path: str | os.PathLike) -> int:
-    """How many numbers all tensors of a safetensors file have together; reads its header only.
-
-    Raises:
-        NatsError: no such file, or not in the safetensors format.
-    """
-    return sum(math.prod(shape) for shape in tensor_shapes(path).values())
 
 
 @contextmanager

@@ -60,6 +60,7 @@ def write(tmp_path, content):
 # --- round trip -------------------------------------------------------------------------------------------------------
 
 names = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=12)
+architectures = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,11}", fullmatch=True)
 runs = st.lists(st.tuples(st.integers(1, 4096), st.integers(1, 64), st.integers(1, 64)), min_size=1, max_size=5)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -74,7 +75,7 @@ def genotypes(draw):
     with_gains = draw(st.sets(st.sampled_from(sorted(convs)))) if convs else set()
     finite = st.floats(allow_nan=False, allow_infinity=False)
     gains = {name: draw(st.lists(finite, min_size=len(convs[name]), max_size=len(convs[name]))) for name in with_gains}
-    return Genotype(draw(names), convs, gains, draw(st.dictionaries(names, json_values, max_size=3)))
+    return Genotype(draw(architectures), convs, gains, draw(st.dictionaries(names, json_values, max_size=3)))
 
 
 @settings(max_examples=50)

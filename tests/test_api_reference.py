@@ -1,0 +1,29 @@
+"""The API reference: every public name has a docstring, and pdoc makes pages of them."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import nats_zoo
+from nats_zoo import detection, search
+
+PACKAGES = (nats_zoo, detection, search)
+PUBLIC = [(package, name) for package in PACKAGES for name in package.__all__ if name != "__version__"]
+
+
+@pytest.mark.parametrize(("package", "name"), PUBLIC, ids=[f"{package.__name__}.{name}" for package, name in PUBLIC])
+def test_what_is_public_is_documented(package, name):
+    public = getattr(package, name)
+    assert inspect.getdoc(public), f"{package.__name__}.{name}"
+
+
+def test_the_reference_is_built(tmp_path):
+    pytest.importorskip("pdoc")
+    names = [package.__name__ for package in PACKAGES]
+    command = [sys.executable, "-m", "pdoc", "--docformat", "google", "--output-directory", str(tmp_path), *names]
+    subprocess.run(command, check=True, capture_output=True)
+    for package, name in PUBLIC:
+        page = tmp_path / (package.__name__.replace(".", "/") + ".html")
+        assert f'id="{name}"' in page.read_text(encoding="utf-8") or (page.with_suffix("") / f"{name}.html").exists()
