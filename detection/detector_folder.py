@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import EvalResult
 from torch import nn
 
-from ..errors import NatsError
+from ..config_limits import on_meta
+from ..errors import NatsError, short
 from ..files import write_json
 from ..genotype import Genotype
 from ..hub_client import resolve_folder
@@ -98,7 +98,7 @@ def from_pretrained(
     config = read_detector_config(folder)
     weights = folder / WEIGHTS_NAME
     check_fingerprint(weights, _genotype(config, str(folder / CONFIG_NAME)))
-    with torch.device("meta"):
+    with on_meta(str(folder / CONFIG_NAME)):
         expected = build_detector(config).state_dict()
     check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     detector = build_detector(config)
@@ -125,10 +125,10 @@ def _genotype(config: DetectorConfig, source: str) -> Genotype | None:
 
 def _check_format(found: Any, path: Path) -> None:
     if type(found) is not int or found < 1:
-        raise NatsError(f"{path}: {FORMAT_KEY}: expected a number from 1 to {FORMAT}, found {found!r}")
+        raise NatsError(f"{path}: {FORMAT_KEY}: expected a number from 1 to {FORMAT}, found {short(found)}")
     if found > FORMAT:
         raise NatsError(
-            f"{path}: is of a newer format ({found}), this nats-zoo {__version__} reads up to {FORMAT}:"
+            f"{path}: is of a newer format ({short(found)}), this nats-zoo {__version__} reads up to {FORMAT}:"
             " upgrade nats-zoo"
         )
 

@@ -164,7 +164,7 @@ def best_threshold(scores: np.ndarray, correct: np.ndarray, objects: int) -> flo
         return float(ordered[-1])
     f1 = 2 * hits / (np.arange(1, len(hits) + 1) + objects)
     f1[:-1][ordered[:-1] == ordered[1:]] = -1  # a threshold takes all of a score
-    return float(ordered[f1.argmax()])
+    return float(ordered[np.argmax(f1)])
 
 
 def _sort_image(
@@ -209,7 +209,7 @@ def _sort_false(detection: int, own: np.ndarray, other: np.ndarray, objects: lis
     )
     for kind, ious, least in candidates:
         if ious.max(initial=0) >= least:
-            return FalsePositive(kind, detection, objects[ious.argmax()]["id"], float(ious.max()))
+            return FalsePositive(kind, detection, objects[int(np.argmax(ious))]["id"], float(ious.max()))
     return FalsePositive("background", detection, None, 0.0)
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from huggingface_hub import EvalResult
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from .errors import NatsError, one_line
+from .config_limits import on_meta
+from .errors import NatsError, one_line, short
 from .genotype import Genotype
 from .hub_client import resolve_folder
 from .model_card import (
@@ -34,6 +34,7 @@ from .model_card import (
 )
 from .model_folder import CARD_NAME, CHART_NAME, read_config, save_chart, write_folder_atomically
 from .nats_any import NAME as NATS_ANY
+from .transform import VARIANT_PREFIX
 from .version import __version__
 from .weights_file import CONFIG_NAME, WEIGHTS_NAME, check_fingerprint, check_shapes, save_weights
 
@@ -112,19 +113,21 @@ def check_backbone(folder: str | os.PathLike) -> None:
     folder = Path(folder)
     config = read_config(folder)
     check_fingerprint(folder / WEIGHTS_NAME, _config_genotype(config, folder / CONFIG_NAME))
-    with torch.device("meta"):
+    weights = folder / WEIGHTS_NAME
+    with on_meta(str(folder / CONFIG_NAME)):
         model = timm.create_model(f"local-dir:{folder}")
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_shapes(folder / WEIGHTS_NAME, expected)
+    check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
 
 
 def _config_genotype(config: Mapping, path: Path) -> Genotype:
     architecture, args = config.get("architecture"), config.get("model_args")
     genotype = args.get("genotype") if isinstance(args, Mapping) else None
     if not isinstance(genotype, Mapping):
-        raise NatsError(f"{path}: model_args: expected a backbone's genotype as an object, found {genotype!r}")
+        raise NatsError(f"{path}: model_args: expected a backbone's genotype as an object, found {short(genotype)}")
     if not isinstance(architecture, str) or not timm.is_model(architecture):
-        raise NatsError(f"{path}: architecture {architecture!r} is unknown to nats-zoo {__version__} and timm")
+        raise NatsError(f"{path}: architecture {short(architecture)} is unknown to nats-zoo {__version__} and timm")
+    if not architecture.startswith(VARIANT_PREFIX):
+        raise NatsError(f"{path}: architecture {architecture!r} runs no genotype, expected a {VARIANT_PREFIX}* one")
     return Genotype.from_dict(genotype, source=f"{path}: model_args: genotype")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from .errors import NatsError
+from .errors import NatsError, redact
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -104,7 +104,7 @@ def _allow_bare_flags(parser: Any) -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"nats: {' '.join(message.split())}", file=sys.stderr)
+    print(f"nats: {' '.join(redact(message).split())}", file=sys.stderr)
     return BAD_INPUT
 
 
@@ -190,7 +190,7 @@ def _print_once(text: str) -> None:
 
 
 def _typed_command() -> str:
-    return shlex.join(["nats", *sys.argv[1:]])
+    return redact(shlex.join(["nats", *sys.argv[1:]]))  # it goes into files, and model cards
 
 
 def control(

@@ -28,7 +28,7 @@ from .model_card import (
     provenance_tables,
     run_sections,
 )
-from .model_folder import CARD_NAME, CHART_NAME, save_chart, write_folder_atomically
+from .model_folder import CARD_NAME, CHART_NAME, leads_out, save_chart, write_folder_atomically
 from .nats_any import NAME as NATS_ANY
 from .run_log import Record, read_log
 from .transform import VARIANT_PREFIX
@@ -83,6 +83,8 @@ def genotype_files(source: Path, scratch: Path) -> dict[str, Path]:
     """
     if source.is_dir():
         files = {name: source / name for name in GENOTYPE_FILES if (source / name).is_file()}
+        # The genotype is parsed below; of a card or chart that is a link to elsewhere a new one is made.
+        files = {name: path for name, path in files.items() if name == GENOTYPE_NAME or not leads_out(path)}
     else:
         files = {GENOTYPE_NAME: source}
     genotype = Genotype.load(files[GENOTYPE_NAME])

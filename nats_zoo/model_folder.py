@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from .config_limits import check_config
 from .errors import NatsError
 from .files import atomic_folder, read_json
 from .genotype import Genotype
@@ -20,7 +21,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     """The content of a model folder's config.json.
 
     Raises:
-        NatsError: no such file, or no JSON object in it.
+        NatsError: no such file, no JSON object in it, or what is not taken from one, see `config_limits`.
     """
     path = Path(folder) / CONFIG_NAME
     if not path.exists():
@@ -28,6 +29,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict):
         raise NatsError(f"{path}: expected a JSON object, found {type(config).__name__}")
+    check_config(config, path)
     return config
 
 
@@ -84,8 +86,18 @@ def is_model_folder(folder: Path) -> bool:
 
 def model_files(folder: Path) -> list[Path]:
     """A model's files in a folder, by name."""
-    files = (path for path in folder.iterdir() if path.is_file())
+    files = (path for path in folder.iterdir() if path.is_file() and not leads_out(path))
     return sorted(path for path in files if any(fnmatch(path.name, pattern) for pattern in MODEL_FILES))
+
+
+def leads_out(path: Path) -> bool:
+    """Whether a file is a link to somewhere else: what it would publish is not the folder's.
+
+    The Hub's cache is such links, to `blobs` beside its `snapshots`; those count as its own.
+    """
+    folder = path.parent.resolve()
+    homes = [folder, *(snapshots.parent / "blobs" for snapshots in folder.parents if snapshots.name == "snapshots")]
+    return path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes)
 
 
 def other_files(folder: Path) -> set[Path]:

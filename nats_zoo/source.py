@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .backbone_folder import check_backbone
-from .errors import NatsError, one_line
+from .errors import NatsError, one_line, short
 from .genotype import HUB_PREFIX, Genotype, published_genotypes, resolve_genotype
 from .genotype_repo import is_genotype_folder
 from .hub_client import resolve_folder, split_revision
@@ -273,7 +273,7 @@ def _folder_source(folder: Path) -> Source:
     if name == NATS_ANY:
         name = arguments.pop("architecture", None)
     if not isinstance(name, str) or not timm.is_model(name.partition(".")[0]):
-        raise NatsError(f"{folder / CONFIG_NAME}: the architecture {name!r} is unknown to timm and nats-zoo")
+        raise NatsError(f"{folder / CONFIG_NAME}: the architecture {short(name)} is unknown to timm and nats-zoo")
     if data is not None and not is_detector:
         check_backbone(folder)  # that its weights belong to its genotype
     genotype = None if data is None else Genotype.from_dict(data, source=f"{folder / CONFIG_NAME}: genotype")

@@ -524,28 +524,37 @@ def test_a_variant_runs_its_published_default_unless_told_otherwise():
 # --- config -----------------------------------------------------------------------------------------------------------
 
 SIZE = st.integers(1, 2000)
-CONFIGS = st.builds(
-    DetectorConfig,
-    framework=st.sampled_from(sorted(FRAMEWORKS)),
-    backbone=st.text(),
-    num_classes=SIZE,
-    genotype=st.sampled_from([None, OTHER.to_dict()]),
-    fpn_channels=SIZE.map(lambda size: 32 * size),
-    score_thresh=st.none() | st.floats(0, 1),
-    nms_thresh=st.none() | st.integers(0, 1),
-    detections=st.none() | SIZE,
-    trainable_layers=st.integers(0, 99),
-    norm=st.sampled_from(["frozen", "live", "sync"]),
-    min_size=SIZE,
-    max_size=SIZE,
-    anchor_sizes=st.none() | st.tuples(*[SIZE] * 5),
-    image_mean=st.tuples(*[st.floats(0, 1)] * 3),
-    classes=st.lists(st.text()).map(tuple),
-    category_ids=st.lists(st.integers()).map(tuple),
-)
+NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=200)
 
 
-@given(CONFIGS)
+@st.composite
+def configs(draw):
+    names = draw(st.lists(NAMES, max_size=5))
+    ids = draw(st.just([]) | st.lists(st.integers(-(2**53), 2**53), min_size=len(names), max_size=len(names)))
+    return draw(
+        st.builds(
+            DetectorConfig,
+            framework=st.sampled_from(sorted(FRAMEWORKS)),
+            backbone=NAMES,
+            num_classes=st.just(len(names) + 1) if names or ids else SIZE,
+            genotype=st.sampled_from([None, OTHER.to_dict()]),
+            fpn_channels=st.integers(1, 100).map(lambda size: 32 * size),
+            score_thresh=st.none() | st.floats(0, 1),
+            nms_thresh=st.none() | st.integers(0, 1),
+            detections=st.none() | SIZE,
+            trainable_layers=st.integers(0, 99),
+            norm=st.sampled_from(["frozen", "live", "sync"]),
+            min_size=SIZE,
+            max_size=SIZE,
+            anchor_sizes=st.none() | st.tuples(*[SIZE] * 5),
+            image_mean=st.tuples(*[st.floats(0, 1)] * 3),
+            classes=st.just(tuple(names)),
+            category_ids=st.just(tuple(ids)),
+        )
+    )
+
+
+@given(configs())
 def test_a_config_survives_json(config):
     assert DetectorConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 

@@ -36,6 +36,7 @@ from nats_zoo.detection.voc import parse_voc, read_voc
 from nats_zoo.detection.yolo import read_yolo
 from nats_zoo.errors import redact
 from nats_zoo.files import MOST_BYTES, MOST_YAML_VALUES, read_json, read_yaml
+from nats_zoo.genotype_repo import genotype_files, save_genotype_folder
 from nats_zoo.model_folder import model_files
 from nats_zoo.search.space import find_space
 from nats_zoo.source import find_source
@@ -404,6 +405,13 @@ def test_a_link_out_of_a_folder_is_not_published(models, tmp_path):
     names = {path.name for path in model_files(folder)}
     assert {"config.json", "model.safetensors"} <= names
     assert not names & {"README.md", "photo.png"}
+    genotype = save_genotype_folder(GENOTYPE, tmp_path / "genotype")
+    (genotype / "README.md").unlink()
+    (genotype / "README.md").symlink_to(tmp_path / "secret")
+    (tmp_path / "scratch").mkdir()
+    files = genotype_files(genotype, tmp_path / "scratch")
+    assert TOKEN not in files["README.md"].read_text(encoding="utf-8")
+    assert files["genotype.json"] == genotype / "genotype.json"
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------
