@@ -66,9 +66,12 @@ class EpochLoader:
     def batches(self, epoch: int, skip: int) -> Iterator[tuple]:
         """(images, targets) of this epoch, without the first `skip` batches."""
         self.sampler.epoch = epoch
-        self.loader.set_epoch(epoch)  # else accelerate would give the data set its own count when iteration begins
+        loader = self.accelerator.skip_first_batches(self.loader, skip) if skip else self.loader
+        # Else accelerate gives the data set its own count when iteration begins; in 1.2 that of a loader which skips
+        # batches is 0.
+        loader.set_epoch(epoch)
         self.dataset.set_epoch(epoch)
-        return iter(self.accelerator.skip_first_batches(self.loader, skip) if skip else self.loader)
+        return iter(loader)
 
 
 class StopRequest:
