@@ -10,13 +10,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hub_server import HubProcess
 from PIL import Image
-from snippets import LANGUAGES, read_blocks, run_page
 
 from nats_zoo import published_genotypes
 from nats_zoo.detection.drawn import draw_dataset
 from nats_zoo.genotype import GENOTYPE_DIR
+from tests.hub_server import HubProcess
+from tests.snippets import LANGUAGES, read_blocks, run_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
