@@ -744,6 +744,18 @@ def client_environment(url: str, home: Path, token: str | None = OWNER_TOKEN, xe
     return environment if token is None else environment | {"HF_TOKEN": token}
 
 
+def run_script(
+    script: str, environment: Mapping[str, str], *arguments: object, timeout: float = 120, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of Python to its end in a fresh process, such as a client's, and assert that it ends well."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(
+        command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 class HubServer(AbstractContextManager, Controls):
     """A Hub served by a thread of this process while the context is open.
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +19,7 @@ from nats_zoo.detection import DetectorConfig, Metrics, create_detector, from_pr
 from nats_zoo.detection.datasets import CocoDataset
 from nats_zoo.detection.detectors import build_detector
 from nats_zoo.detection.drawn import draw_dataset
-from tests.hub_server import OWNER_TOKEN, HubProcess
+from tests.hub_server import OWNER_TOKEN, HubProcess, run_script
 
 TINY = {"fpn_channels": 16, "head_size": 16, "min_size": 64, "max_size": 96, "anchor_sizes": (8, 16, 32, 64, 128)}
 NAMES = {"classes": ("blue", "vermilion", "yellow"), "category_ids": (1, 2, 3)}
@@ -353,15 +351,8 @@ def round_trip(saved, image, tmp_path_factory) -> SimpleNamespace:
     with HubProcess(path / "root") as server:
         arguments = [saved["regrouped"], saved["plain"], OWNER_TOKEN, path / "cache"]
         arguments += [path / "image.safetensors", path / "outputs.safetensors"]
-        result = subprocess.run(
-            [sys.executable, "-c", ROUND_TRIP, *map(str, arguments)],
-            env=server.client_environment(path / "home", token=None),
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-    assert result.returncode == 0, result.stderr
+        environment = server.client_environment(path / "home", token=None)
+        result = run_script(ROUND_TRIP, environment, *arguments, timeout=600)
     return SimpleNamespace(found=json.loads(result.stdout), outputs=load_file(path / "outputs.safetensors"))
 
 

@@ -2,14 +2,12 @@
 was in the middle of publishing when it was killed."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from nats_zoo import Genotype, save_backbone
-from tests.hub_server import OWNER_TOKEN, HubProcess
+from tests.hub_server import OWNER_TOKEN, HubProcess, run_script
 
 GENOTYPE = Genotype("test_resnet", {"layer2.0.conv2": [(16, 1, 1), (32, 1, 3)]}, provenance={"method": "by hand"})
 CONTROL = """
@@ -104,15 +102,7 @@ def folder(tmp_path_factory) -> Path:
 def run(script: str, hub: HubProcess, path: Path, folder: Path, xet: bool = False) -> dict:
     """What a script prints as JSON."""
     arguments = [Path(__file__).parents[1], folder, path / "hub"]
-    done = subprocess.run(
-        [sys.executable, "-c", CONTROL + script, *map(str, arguments)],
-        env=hub.client_environment(path / "home", xet=xet),
-        capture_output=True,
-        text=True,
-        timeout=170,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_script(CONTROL + script, hub.client_environment(path / "home", xet=xet), *arguments, timeout=170)
     assert OWNER_TOKEN not in done.stdout + done.stderr
     return json.loads(done.stdout)
 

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from nats_zoo.detection import TrainConfig, Trainer, create_detector, from_pretr
 from nats_zoo.detection.detector_config import FRAMEWORKS
 from nats_zoo.detection.drawn import draw_dataset
 from nats_zoo.detection.loop import Interrupted
-from tests.hub_server import OWNER_TOKEN, HubProcess
+from tests.hub_server import OWNER_TOKEN, HubProcess, run_script
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -203,15 +201,8 @@ def test_all_are_published_and_pulled_by_another_process(tmp_path):
         save_detector(detector, tmp_path / "folders" / framework)
         detectors[framework] = detector
     with HubProcess(tmp_path / "hub") as server:
-        result = subprocess.run(
-            [sys.executable, "-c", PUBLISH_AND_PULL, str(tmp_path / "folders"), OWNER_TOKEN],
-            env=server.client_environment(tmp_path / "home", token=None),
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-    assert result.returncode == 0, result.stderr
+        environment = server.client_environment(tmp_path / "home", token=None)
+        run_script(PUBLISH_AND_PULL, environment, tmp_path / "folders", OWNER_TOKEN, timeout=600)
     found = load_file(tmp_path / "found.safetensors")
     for framework, detector in detectors.items():
         expected = run(detector)

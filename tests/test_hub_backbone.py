@@ -3,8 +3,6 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import nats_zoo
 from nats_zoo import Genotype, NatsError, model_folder, weights_file
-from tests.hub_server import OWNER_TOKEN, STRANGER_TOKEN, HubProcess
+from tests.hub_server import OWNER_TOKEN, STRANGER_TOKEN, HubProcess, run_script
 
 CHANNELS = (16, 24, 32, 48)  # a slim resnet18: 1 MB instead of 45
 
@@ -428,10 +426,7 @@ print(json.dumps(dict(
 
 
 def run_client(script: str, environment: dict[str, str], *arguments: str | Path) -> dict:
-    command = [sys.executable, "-c", PRELUDE + script, *map(str, arguments)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    return json.loads(run_script(PRELUDE + script, environment, *arguments).stdout)
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 import http.client
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.hub_server import OWNER_TOKEN, STRANGER_TOKEN, HubProcess, HubServer
+from tests.hub_server import OWNER_TOKEN, STRANGER_TOKEN, HubProcess, HubServer, run_script
 
 PRELUDE = """
 import json, sys
@@ -31,10 +29,7 @@ def outcome(function, *args, **kwargs):
 
 def run_client(script: str, environment: dict[str, str], *arguments: str | Path):
     """Run a script with the client in a fresh process; what it prints is JSON."""
-    command = [sys.executable, "-c", PRELUDE + script, *map(str, arguments)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    return json.loads(run_script(PRELUDE + script, environment, *arguments, timeout=60).stdout)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

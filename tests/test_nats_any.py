@@ -3,8 +3,6 @@
 import copy
 import json
 import pickle
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -22,7 +20,7 @@ from timm.models._features import FeatureDictNet, FeatureHookNet
 from nats_zoo import Genotype, GenotypeError, NatsError, RegroupedConv2d, from_pretrained, save_backbone, transform
 from nats_zoo.stages import searchable_convs
 from nats_zoo.transform import to_plain
-from tests.hub_server import HubServer
+from tests.hub_server import HubServer, run_script
 from tests.networks import settle, wake
 
 # By how timm makes their features_only form: a wrapper that keeps the names, one that changes them, one with hooks, one
@@ -427,10 +425,7 @@ print(json.dumps(found))
 def test_pretrained_and_published_through_the_hub(draw_genotype, tmp_path):
     draw_genotype("test_convnext").save(tmp_path / "mine.json")
     with HubServer() as hub:
-        command = [sys.executable, "-c", THROUGH_THE_HUB, str(tmp_path / "mine.json")]
-        environment = hub.client_environment(tmp_path / "home")
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+        done = run_script(THROUGH_THE_HUB, hub.client_environment(tmp_path / "home"), tmp_path / "mine.json")
     assert json.loads(done.stdout) == dict.fromkeys(
         ("differs", "pretrained", "features", "loaded", "loaded_features"), True
     )

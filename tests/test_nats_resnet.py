@@ -3,8 +3,6 @@
 import copy
 import inspect
 import json
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -19,7 +17,7 @@ from nats_zoo import Genotype, GenotypeError, RegroupedConv2d
 from nats_zoo.genotype import resolve_genotype
 from nats_zoo.nats_resnet import DEFAULT_GENOTYPES, DEFAULT_TAG, default_genotype
 from nats_zoo.transform import VARIANT_PREFIX
-from tests.hub_server import HubServer
+from tests.hub_server import HubServer, run_script
 
 VARIANTS = timm.list_models(f"{VARIANT_PREFIX}*", module="nats_resnet")
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
@@ -368,19 +366,12 @@ for variant in variants:
 
 def test_every_variant_loads_from_the_hub(configs, tmp_path):
     with HubServer() as server:
-        run_client(UPLOAD, server.client_environment(tmp_path / "owner"), configs, *VARIANTS)
-        output = run_client(FROM_HUB, server.client_environment(tmp_path / "reader", token=None), *VARIANTS)
+        run_script(UPLOAD, server.client_environment(tmp_path / "owner"), configs, *VARIANTS)
+        output = run_script(FROM_HUB, server.client_environment(tmp_path / "reader", token=None), *VARIANTS).stdout
     assert json.loads(output) == {
         variant: [resolve_genotype(default_genotype(plain_name(variant))).fingerprint(), 5, [4, 8, 16, 32]]
         for variant in VARIANTS
     }
-
-
-def run_client(script, environment, *arguments):
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def test_a_saved_model_can_be_saved_again(build, draw_genotype, tmp_path):

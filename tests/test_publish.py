@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +15,7 @@ from nats_zoo import Genotype, GenotypeError, NatsError
 from nats_zoo.cli import main
 from nats_zoo.detection import Metrics, create_detector, save_detector
 from nats_zoo.genotype_repo import save_genotype_folder
-from tests.hub_server import OWNER_TOKEN, HubProcess
+from tests.hub_server import OWNER_TOKEN, HubProcess, run_script
 
 ROOT = Path(__file__).parents[1]
 CONVS = {"layer3.0.conv2": [[128, 1, 1], [128, 2, 3]]}
@@ -263,16 +261,8 @@ def run_client(script: str, folders: SimpleNamespace, home: Path) -> dict:
     """What a script says that publishes to a Hub of its own, without a token in its environment."""
     with HubProcess(home / "root") as hub:
         arguments = [folders.first, folders.second, folders.search, folders.detector]
-        result = subprocess.run(
-            [sys.executable, "-c", PRELUDE + script, *map(str, arguments)],
-            env=hub.client_environment(home / "home", token=None),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=170,
-            check=False,
-        )
-    assert result.returncode == 0, result.stderr
+        environment = hub.client_environment(home / "home", token=None)
+        result = run_script(PRELUDE + script, environment, *arguments, timeout=170, cwd=ROOT)
     assert OWNER_TOKEN not in result.stdout + result.stderr
     for path in (home / "home").rglob("*"):
         assert not path.is_file() or OWNER_TOKEN.encode() not in path.read_bytes(), path
