@@ -34,6 +34,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -317,7 +318,7 @@ def _flat(recipe: Any) -> dict[str, Any]:
 
 
 @dataclass(eq=False)
-class Task:
+class Task(ABC):
     """One run: a search, or the training of an arm. `done.json` in its folder says that it is finished."""
 
     study: Study
@@ -331,8 +332,9 @@ class Task:
     was_begun: bool = False  # by an earlier study: how long it took is then not known
 
     @property
+    @abstractmethod
     def own_name(self) -> str:
-        raise NotImplementedError
+        """The folder's own name, in that of the variant and the block."""
 
     @property
     def folder(self) -> Path:
@@ -346,9 +348,9 @@ class Task:
     def is_done(self) -> bool:
         return (self.folder / "done.json").is_file()
 
+    @abstractmethod
     def options(self) -> dict[str, Any]:
         """The run's options, apart from those that all runs have."""
-        raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
         """What done.json says beside the seconds."""

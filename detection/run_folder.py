@@ -25,6 +25,7 @@ from ..weights_file import load_weights
 FREE_OPTIONS = frozenset({"resume", "workers", "checkpoint_every", "output", "data", "format", "images", "tensorboard"})
 
 
+STATE_NAME = "state.json"
 MOST_STATE_BYTES = 2**28  # of a checkpoint's state.json: an optimiser's numbers are in it, some for each tensor
 MOST_STEP_DIGITS = 15
 
@@ -156,20 +157,25 @@ class RunFolder:
                 save_file(
                     {k: t.detach().contiguous().cpu() for k, t in tensors.items()}, scratch / f"{group}.safetensors"
                 )
-            write_json(scratch / "state.json", {"step": checkpoint.step, **checkpoint.state})
+            write_json(scratch / STATE_NAME, {"step": checkpoint.step, **checkpoint.state})
         for folder in older:
             if folder != target:
                 shutil.rmtree(folder)
 
+    def latest_folder(self) -> Path | None:
+        """The newest checkpoint's folder, or None when the run has not come to its first."""
+        folders = self._checkpoints()
+        return folders[-1] if folders else None
+
     def latest_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint, or None when the run has not come to its first."""
-        folders = self._checkpoints()
-        return read_checkpoint(folders[-1]) if folders else None
+        folder = self.latest_folder()
+        return None if folder is None else read_checkpoint(folder)
 
     def latest_step(self) -> int | None:
         """The newest checkpoint's step, without reading it."""
-        folders = self._checkpoints()
-        return int(folders[-1].name.removeprefix("step_")) if folders else None
+        folder = self.latest_folder()
+        return None if folder is None else int(folder.name.removeprefix("step_"))
 
     def _checkpoints(self) -> list[Path]:
         steps = {folder: folder.name.removeprefix("step_") for folder in (self.path / "checkpoints").glob("step_*")}
@@ -178,14 +184,20 @@ class RunFolder:
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint's folder; RunError names what is missing or damaged."""
-    state = read_json(folder / "state.json", RunError, MOST_STATE_BYTES)
-    if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
-        raise RunError(f"{folder / 'state.json'}: expected an object with an integer 'step', from 0 on")
+    state = read_state(folder)
     try:
         tensors = {path.stem: load_weights(path) for path in sorted(folder.glob("*.safetensors"))}
     except NatsError as error:
         raise RunError(f"{folder}: damaged checkpoint: {error}") from error
     return Checkpoint(state.pop("step"), tensors, state)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state in a checkpoint's folder, without the tensors; RunError names what is missing or damaged."""
+    state = read_json(folder / STATE_NAME, RunError, MOST_STATE_BYTES)
+    if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
+        raise RunError(f"{folder / STATE_NAME}: expected an object with an integer 'step', from 0 on")
+    return state
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import NatsError, one_line
 from ..figures import training_curves
-from ..files import read_json, write_json
+from ..files import write_json
 from ..source import find_genotype
 from . import formats
 from .augment import train_transforms
@@ -30,7 +30,7 @@ from .loop import EpochLoader, ResumableLoop, cosine, set_lr, warmup_factor
 from .processes import process_group
 from .run_data import report_data
 from .run_facts import describe_run
-from .run_folder import RunError, RunFolder, pack_optimizer, unpack_optimizer
+from .run_folder import STATE_NAME, RunError, RunFolder, pack_optimizer, read_state, unpack_optimizer
 
 CALIBRATION_BATCH = 8
 INIT_KEY = "init"  # of a checkpoint's state.json
@@ -314,11 +314,9 @@ def find_run_initial(config: TrainConfig, folder: RunFolder, accelerator: Accele
     """
     if config.init is None:
         return None
-    step = folder.latest_step()
-    if step is not None:
-        path = folder.path / "checkpoints" / f"step_{step:06d}" / "state.json"
-        saved = read_json(path, RunError)
-        saved = saved.get(INIT_KEY) if isinstance(saved, dict) else None
+    checkpoint = folder.latest_folder()
+    if checkpoint is not None:
+        path, saved = checkpoint / STATE_NAME, read_state(checkpoint).get(INIT_KEY)
         if not isinstance(saved, dict):
             raise RunError(f"{path}: {INIT_KEY}: expected the detector that the run began with")
         return InitialDetector.from_dict(saved, str(path))

@@ -24,6 +24,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from ..errors import one_line
+from ..files import TooLargeError, read_limited
 from .annotations import RawData
 from .defects import BadEntry, DataError, Defect, show
 from .image_index import ImageIndex, image_stem, is_file
@@ -222,11 +223,7 @@ def _listed_names(path: Path) -> list[str]:
 
 def _read_list(path: Path, of: str) -> str:
     try:
-        with open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES} bytes")
-        return content.decode("utf-8-sig")
+        return read_limited(path, MOST_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected the name of {of} per line: {one_line(error)}") from error
 
@@ -312,12 +309,11 @@ def parse_voc(path: Path, one_based: bool | None = None) -> VocAnnotation:
 
 def _parse_xml(path: Path) -> Element:
     try:
-        with open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
+        content = read_limited(path, MOST_BYTES)
     except OSError as error:
         raise BadEntry("unreadable annotation file", f"{path}: can not be read: {error.strerror}") from error
-    if len(content) > MOST_BYTES:
-        raise BadEntry("bad XML", f"{path}: expected at most {MOST_BYTES} bytes of XML")
+    except TooLargeError as error:
+        raise BadEntry("bad XML", f"{path}: expected at most {MOST_BYTES} bytes of XML") from error
     if not content.strip():
         raise BadEntry("empty XML", f"{path}: expected Pascal VOC's XML, the file is empty")
     builder = _LimitedBuilder()

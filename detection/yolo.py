@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import one_line
-from ..files import read_yaml
+from ..files import read_limited, read_yaml
 from .annotations import RawData
 from .defects import BadEntry, DataError, Defect, show
 from .image_index import exists, is_image, list_images, read_sizes
@@ -150,11 +150,7 @@ def label_file(image: Path) -> Path:
 
 def _read_text(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES} bytes")
-        return content.decode("utf-8-sig")
+        return read_limited(path, MOST_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise BadEntry("unreadable label file", f"{path}: expected UTF-8 text: {one_line(error)}") from error
 

@@ -148,6 +148,20 @@ def _predict(parser: Any) -> Callable[[Any], None]:
     return run
 
 
+def _publish(parser: Any) -> Callable[[Any], None]:
+    from .publishing import publish
+
+    # No option for the token, which everybody on the machine could see.
+    parser.add_function_arguments(publish, as_group=False, as_positional=True, skip={"repo_id", "token"})
+    parser.add_argument("repo", type=str, help="ORG/NAME; created if it is not there.")
+
+    def run(options: Any) -> None:
+        named = options.as_dict()
+        print(publish(repo_id=named.pop("repo"), **named))
+
+    return run
+
+
 def _recipes(parser: Any) -> Callable[[Any], None]:
     # By hand, as a list that is a positional would have to be typed as [one,two].
     parser.add_argument("names", nargs="*", default=[], type=str, help="recipes to copy; without any all are listed")
@@ -580,50 +594,6 @@ def data(
         raise NatsError(summarise_defects(report))
 
 
-def publish(
-    folder: str,
-    repo: str,
-    private: bool = False,
-    revision: str | None = None,
-    tag: str | None = None,
-    commit_message: str | None = None,
-    dry_run: bool = False,
-    license: str | None = None,
-    license_name: str | None = None,
-    license_link: str | None = None,
-    data_license: str | None = None,
-    weights_license: str | None = None,
-    dataset: str | None = None,
-    base_model: str | None = None,
-) -> None:
-    """Publish a backbone, a detector or a genotype on the Hugging Face Hub, in one commit, or none if nothing changed.
-
-    Args:
-        folder: what `nats train` wrote (model/ or best/), or `nats_zoo.save_backbone`; or a genotype: the folder of
-            `nats search` or its genotype.json.
-        repo: ORG/NAME; created if it is not there.
-        private: create it as a private repository.
-        revision: branch to commit to; default: main.
-        tag: tag the commit.
-        commit_message: default: says the version of nats-zoo.
-        dry_run: print what would be uploaded, and do nothing.
-        license: of the model, for its card, as the Hub names it (apache-2.0); default: the base weights', as far as
-            timm knows it. other: needs the next two.
-        license_name: of another licence.
-        license_link: address of its text.
-        data_license: of the training data.
-        weights_license: of the base weights.
-        dataset: id of the training data on the Hub.
-        base_model: id of the base weights on the Hub.
-    """
-    from .publishing import publish as publish_folder
-
-    options = {"license": license, "license_name": license_name, "license_link": license_link}
-    options |= {"data_license": data_license, "weights_license": weights_license}
-    options |= {"dataset": dataset, "base_model": base_model}
-    print(publish_folder(folder, repo, private, revision, tag, commit_message, dry_run=dry_run, **options))
-
-
 def collection(owner: str, json: bool = False) -> None:
     """List what an organisation or user has published of the zoo on the Hugging Face Hub.
 
@@ -683,7 +653,7 @@ COMMANDS = {
     "predict": Command("draw what a detector finds on images and videos", _predict),
     "convert": Command("a torchvision detector's checkpoint as a detector folder", _from_function(convert)),
     "export": Command("a backbone as ONNX, torch.export or TorchScript file", _from_function(export)),
-    "publish": Command("put a backbone, detector or genotype on the Hugging Face Hub", _from_function(publish)),
+    "publish": Command("put a backbone, detector or genotype on the Hugging Face Hub", _publish),
     "collection": Command("what an organisation has published of the zoo", _from_function(collection)),
     "demo": Command("the whole path on a drawn data set, without a download", _from_function(demo)),
 }

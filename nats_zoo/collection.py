@@ -9,9 +9,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import ModelInfo
 
 from .errors import NatsError
-from .hub_client import hub_errors, usable_token
+from .hub_client import usable_token
+from .hub_download import LIBRARY
+from .hub_errors import hub_errors
 from .model_card import KINDS, TAG
-from .version import __version__
 
 AVERAGE_PRECISION = ("mAP", "AP")  # as cards call COCO's AP, in percent
 NOTHING = "-"
@@ -61,7 +62,7 @@ def list_collection(owner: str, token: str | None = None) -> list[Repository]:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", owner):
         raise NatsError(f"{owner}: expected the name of an organisation or user on the Hub, without a slash")
     with hub_errors(f"{owner}: not listed", None):
-        api = HfApi(token=usable_token(token) or False, library_name="nats-zoo", library_version=__version__)
+        api = HfApi(token=usable_token(token) or False, **LIBRARY)
         found = list(api.list_models(author=owner, filter=TAG, full=True, cardData=True))
     return sorted(map(_describe, found), key=lambda repository: repository.id)
 

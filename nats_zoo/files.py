@@ -4,6 +4,7 @@ A file that is read may be someone else's: damaged, or made to take all memory o
 its numbers' digits are limited unless a caller lifts that (for COCO's annotations, which are large and many).
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,6 +25,34 @@ MOST_YAML_BYTES = 2**20  # a pure Python parser reads it, in some seconds
 MOST_YAML_LEVELS = 16
 MOST_YAML_VALUES = 50_000  # each takes about 2 kB while it is read
 MOST_PLAIN_CHARACTERS = 1000  # of a YAML value without quotes, which may be a number in YAML's base 60
+DIGEST_BYTES = 2**20  # in memory at a time
+
+
+class TooLargeError(ValueError):
+    """A file has more bytes than its reader takes."""
+
+
+def read_limited(path: str | os.PathLike, most_bytes: int | None) -> bytes:
+    """A file's content; of a larger one no more is read than shows that it is.
+
+    Raises:
+        OSError: it can not be read.
+        TooLargeError: it has over `most_bytes` bytes.
+    """
+    with open(path, "rb") as file:
+        content = file.read(-1 if most_bytes is None else most_bytes + 1)
+    if most_bytes is not None and len(content) > most_bytes:
+        raise TooLargeError(f"it has more than {most_bytes} bytes")
+    return content
+
+
+def _read_content(path: str | os.PathLike, most_bytes: int | None, error: type[NatsError]) -> bytes:
+    try:
+        return read_limited(path, most_bytes)
+    except OSError as problem:
+        raise error(f"{path}: can not be read: {problem.strerror}") from problem
+    except TooLargeError as problem:
+        raise error(f"{path}: too large, expected at most {most_bytes} bytes") from problem
 
 
 def read_json(
@@ -44,13 +73,7 @@ def read_json(
     Raises:
         NatsError: of class `error`; the file can not be read, is too large, or is not JSON of this kind.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read(-1 if most_bytes is None else most_bytes + 1)
-    except OSError as problem:
-        raise error(f"{path}: can not be read: {problem.strerror}") from problem
-    if most_bytes is not None and len(content) > most_bytes:
-        raise error(f"{path}: too large, expected at most {most_bytes} bytes")
+    content = _read_content(path, most_bytes, error)
     if not content.strip():
         raise error(f"{path}: not JSON: the file is empty")
     data = parse_json(content, str(path), error, strict=most_bytes is not None)
@@ -120,13 +143,7 @@ def read_yaml(path: str | os.PathLike, error: type[NatsError] = NatsError) -> An
     Raises:
         NatsError: of class `error`; the file can not be read, is too large, or is not YAML of this kind.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MOST_YAML_BYTES + 1)
-    except OSError as problem:
-        raise error(f"{path}: can not be read: {problem.strerror}") from problem
-    if len(content) > MOST_YAML_BYTES:
-        raise error(f"{path}: too large, expected at most {MOST_YAML_BYTES} bytes")
+    content = _read_content(path, MOST_YAML_BYTES, error)
     loader = None
     try:
         loader = _LimitedLoader(content.decode("utf-8-sig"))
@@ -174,6 +191,15 @@ class _LimitedLoader(yaml.SafeLoader):
             twice = next(key for key in keys if key in seen or seen.add(key))
             raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {short(twice)} appears twice")
         return found
+
+
+def file_digest(path: str | os.PathLike, algorithm: str, prefix: bytes = b"") -> str:
+    """The hash of a file in hexadecimal digits, with `prefix` before its content; it may be larger than memory."""
+    digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(DIGEST_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

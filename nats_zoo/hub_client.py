@@ -20,8 +20,6 @@ from .hub_errors import CLIENT_ERRORS, LOGIN, explain, hub_errors, retried
 from .model_folder import MODEL_FILES
 from .weights_file import CONFIG_NAME, WEIGHTS_NAME
 
-__all__ = ["HUB_PREFIX", "LOGIN", "check_repo_id", "hub_errors", "resolve_folder", "split_revision", "usable_token"]
-
 COMMIT = re.compile("[0-9a-f]{40}")
 
 

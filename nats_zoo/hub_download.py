@@ -5,7 +5,6 @@ here, to where the client would put them: `blobs/SHA256.incomplete`, which a lat
 whole and has that sha256, `blobs/SHA256`. Nothing else enters the cache, and each download is hashed once.
 """
 
-import hashlib
 import os
 import re
 import sys
@@ -19,12 +18,13 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from .errors import NatsError
+from .files import file_digest
 from .hub_errors import explain, hub_errors, is_network_error, is_unreachable, retried
 from .version import __version__
 
 LIBRARY = {"library_name": "nats-zoo", "library_version": __version__}
 SHA256 = re.compile("[0-9a-f]{64}")
-CHUNK_BYTES = 1 << 20
+SMALL_BYTES = 1 << 20
 
 
 def fetch_large_file(repo: str, name: str, snapshot: Path, token: str | None) -> None:
@@ -65,13 +65,13 @@ def check_small_files(repo: str, snapshot: Path) -> None:
     """
     for path in snapshot.iterdir() if snapshot.is_dir() else ():
         blob = path.resolve()
-        if path.is_symlink() and SHA256.fullmatch(blob.name) and blob.stat().st_size <= CHUNK_BYTES:
+        if path.is_symlink() and SHA256.fullmatch(blob.name) and blob.stat().st_size <= SMALL_BYTES:
             check_blob(f"{repo}: {path.name}", blob)
 
 
 def check_blob(what: str, blob: Path) -> None:
     """Delete a file of the cache and raise NatsError unless its name is the sha256 of its content."""
-    found = _sha256(blob)
+    found = file_digest(blob, "sha256")
     if found != blob.name:
         blob.unlink()
         raise NatsError(_mismatch(what, found, blob.name))
@@ -115,7 +115,7 @@ def _download(what: str, url: str, blob: Path, size: int | None, token: str | No
     if begun:
         print(f"{what}: continuing the download at {begun:,} bytes", file=sys.stderr)
     _complete(what, url, part, size, token)
-    found = _sha256(part)
+    found = file_digest(part, "sha256")
     if found == blob.name:
         os.replace(part, blob)
         return
@@ -153,11 +153,3 @@ def _stopped(what: str, error: Exception, part: Path, size: int | None) -> Excep
         part.unlink()
         return NatsError(f"{what}: {done:,} bytes came instead of {total}, a proxy's error page?; deleted, try again")
     return error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import NatsError
-from .genotype import Genotype
+from .genotype import HUB_PREFIX, Genotype
 from .genotype_repo import GENOTYPE_NAME, is_genotype_folder
-from .hub_client import HUB_PREFIX, resolve_folder
+from .hub_client import resolve_folder
 from .model_folder import read_config
 from .weights_file import CONFIG_NAME
 

@@ -17,10 +17,12 @@ from huggingface_hub.hf_api import RepoFile
 from .backbone_folder import check_backbone
 from .card_options import CardOptions
 from .errors import NatsError
-from .genotype import Genotype
+from .files import file_digest
 from .genotype_repo import GENOTYPE_NAME, genotype_files, is_genotype_folder
-from .hub_client import LOGIN, check_repo_id, hub_errors, usable_token
-from .hub_errors import NOT_CARRIED_OUT, retried
+from .hub_client import check_repo_id, usable_token
+from .hub_download import LIBRARY
+from .hub_errors import LOGIN, NOT_CARRIED_OUT, hub_errors, retried
+from .hub_genotype import folder_genotype
 from .model_card import CARD_REPO
 from .model_folder import CARD_NAME, CHART_NAME, is_model_folder, model_files, read_config
 from .version import __version__
@@ -62,7 +64,8 @@ def publish(
     that this one does not have is removed in the same commit; other files of the repository stay.
 
     Args:
-        folder: a backbone's, a detector's or a genotype's, the folder of a search, or a genotype file.
+        folder: a backbone's or a detector's: what `nats train` wrote (model/ or best/), `save_backbone` or
+            `save_detector`; or a genotype: the folder of `nats search`, of `save_genotype_folder`, or a genotype file.
         repo_id: `org/name`.
         private: only who has access to the repository can see it. An existing public one is then refused. An existing
             private one stays private in any case.
@@ -107,7 +110,7 @@ def publish(
         if token is None:
             raise NatsError(f"{repo_id}: no Hugging Face token, {LOGIN}")
         with hub_errors(f"{repo_id}: not published", revision):
-            api = HfApi(token=token, library_name="nats-zoo", library_version=__version__)
+            api = HfApi(token=token, **LIBRARY)
             _create_repo(api, repo_id, private)
             message = commit_message or f"Upload with nats-zoo {__version__}"
             return _push(api, repo_id, revision or DEFAULT_BRANCH, tag, files, message)
@@ -145,9 +148,7 @@ def _check_model(folder: Path) -> None:
         return
     if not is_model_folder(folder):
         raise NatsError(f"{folder}: expected a model folder, with a {WEIGHTS_NAME} that nats-zoo saved")
-    genotype = config.get("genotype")
-    source = f"{folder / CONFIG_NAME}: genotype"
-    check_fingerprint(folder / WEIGHTS_NAME, None if genotype is None else Genotype.from_dict(genotype, source=source))
+    check_fingerprint(folder / WEIGHTS_NAME, folder_genotype(folder))
 
 
 def _listing(folder: Path, files: Contents, repo_id: str, private: bool, revision: str | None, tag: str | None) -> str:
@@ -230,15 +231,10 @@ def _size(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def _digest(algorithm: str, begin: bytes, content: Path | bytes) -> str:
-    digest = hashlib.new(algorithm, begin, usedforsecurity=False)
+def _digest(algorithm: str, prefix: bytes, content: Path | bytes) -> str:
     if isinstance(content, bytes):
-        digest.update(content)
-        return digest.hexdigest()
-    with content.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.new(algorithm, prefix + content, usedforsecurity=False).hexdigest()
+    return file_digest(content, algorithm, prefix)
 
 
 def _check_tag(repo_id: str, tag: str | None, tags: Mapping[str, str], commit: str | None) -> None:

@@ -8,11 +8,10 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from .errors import NatsError, short
-from .files import MOST_LEVELS, is_deeper, parse_json
+from .files import MOST_LEVELS, TooLargeError, is_deeper, parse_json, read_limited
 
 MOST_BYTES = 2**29  # of a log: millions of records
 
@@ -31,12 +30,11 @@ def read_log(path: str | os.PathLike) -> list[Record]:
             holds something else.
     """
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+        content = read_limited(path, MOST_BYTES)
     except OSError as error:
         raise NatsError(f"{path}: can not be read as a log: {error.strerror}") from error
-    if len(content) > MOST_BYTES:
-        raise NatsError(f"{path}: too large for a log, expected at most {MOST_BYTES} bytes")
+    except TooLargeError as error:
+        raise NatsError(f"{path}: too large for a log, expected at most {MOST_BYTES} bytes") from error
     lines = content.split(b"\n")
     if not _is_json(lines[-1]):  # empty, as a rule: what follows the last line break
         lines.pop()

@@ -59,7 +59,7 @@ ARGUMENTS = [
     {"output_stride": 3},
     {"checkpoint_path": "/etc/passwd"},
     {"pretrained_cfg_overlay": {"url": "http://localhost:1/x.bin"}},
-    {"cache_dir": "/tmp/elsewhere"},
+    {"cache_dir": "/elsewhere"},
     {"features_only": True, "out_indices": [99]},
     {"norm_layer": "groupnorm"},
     {"act_layer": "no_such_activation"},

@@ -422,7 +422,7 @@ BAD_ARGUMENTS = {
         {"pretrained_cfg_overlay": {"url": "http://localhost:1/x.bin", "source": ""}},
         "pretrained_cfg_overlay: is no argument of a network",
     ),
-    "a place to write": ({"cache_dir": "/tmp/elsewhere"}, "cache_dir: is no argument of a network"),
+    "a place to write": ({"cache_dir": "/elsewhere"}, "cache_dir: is no argument of a network"),
     "a device": ({"device": "cuda:7"}, "device: is no argument of a network"),
     "deep": ({"layers": [10**9, 1, 1, 1]}, f"layers: expected numbers of at most {MOST_NUMBER}"),
     "deeper than modules may be": ({"layers": [4096, 1, 1, 1]}, "asks for a network of over"),
