@@ -128,6 +128,8 @@ def test_statements_for_the_card_need_a_card(folders, tmp_path):
 
 PRELUDE = """
 import contextlib, io, json, os, re, sys, threading, time
+
+sys.path.append(sys.argv.pop())  # the tests' folder, behind an installed nats_zoo
 import nats_zoo
 from huggingface_hub import HfApi
 from nats_zoo.cli import main
@@ -260,9 +262,9 @@ print(json.dumps(found))
 def run_client(script: str, folders: SimpleNamespace, home: Path) -> dict:
     """What a script says that publishes to a Hub of its own, without a token in its environment."""
     with HubProcess(home / "root") as hub:
-        arguments = [folders.first, folders.second, folders.search, folders.detector]
+        arguments = [folders.first, folders.second, folders.search, folders.detector, ROOT]
         environment = hub.client_environment(home / "home", token=None)
-        result = run_script(PRELUDE + script, environment, *arguments, timeout=170, cwd=ROOT)
+        result = run_script(PRELUDE + script, environment, *arguments, timeout=170, cwd=home)
     assert OWNER_TOKEN not in result.stdout + result.stderr
     for path in (home / "home").rglob("*"):
         assert not path.is_file() or OWNER_TOKEN.encode() not in path.read_bytes(), path
