@@ -181,7 +181,7 @@ def _framework(state: Mapping[str, Tensor], source: str) -> tuple[str, str]:
     )
 
 
-def _widths(state: Mapping[str, Tensor], framework: str) -> dict[str, int]:
+def _widths(state: Mapping[str, Tensor], framework: str) -> dict[str, Any]:
     pyramid = state.get(_PYRAMID, state.get(_OLD_PYRAMID))
     widths: dict[str, Any] = {} if pyramid is None else {"fpn_channels": len(pyramid)}
     if framework in ("fasterrcnn", "maskrcnn"):

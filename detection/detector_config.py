@@ -137,10 +137,11 @@ class DetectorConfig:
             object.__setattr__(self, "masks", bool(framework.has_masks))
 
     def _check_sizes(self) -> None:
-        if len(self.anchor_sizes) != PYRAMID_LEVELS:
-            raise NatsError(f"anchor_sizes: expected {PYRAMID_LEVELS}, one per level, found {len(self.anchor_sizes)}")
-        if not 1 <= min(self.anchor_sizes) <= max(self.anchor_sizes) <= MOST_ANCHOR:
-            wrong = next(size for size in self.anchor_sizes if not 1 <= size <= MOST_ANCHOR)
+        anchors = self.anchor_sizes or ()
+        if len(anchors) != PYRAMID_LEVELS:
+            raise NatsError(f"anchor_sizes: expected {PYRAMID_LEVELS}, one per level, found {len(anchors)}")
+        if not 1 <= min(anchors) <= max(anchors) <= MOST_ANCHOR:
+            wrong = next(size for size in anchors if not 1 <= size <= MOST_ANCHOR)
             raise NatsError(f"anchor_sizes: expected positive numbers, up to {MOST_ANCHOR}, found {short(wrong)}")
         for key, most in MOST.items():
             value = getattr(self, key)

@@ -36,14 +36,12 @@ class InitialDetector:
         kept: for the labels whose part of the class head is taken over, those that they have there. Label 0, the
             background, comes along with any other.
         folder: where the weights are; None: the run goes on from a checkpoint.
-        origin: the config in that folder; None likewise.
     """
 
     name: str
     config: DetectorConfig
     kept: Mapping[int, int]
     folder: Path | None = None
-    origin: DetectorConfig | None = None
 
     def create(self) -> nn.Module:
         """The detector, with the weights; of a run that goes on with random ones, to load the checkpoint into.
@@ -94,7 +92,7 @@ def find_initial(init: str, config: RunConfig) -> InitialDetector:
     origin = read_detector_config(folder)
     _check_options(init, origin, config)
     changed = {name: getattr(config, name) for name in FREE_OPTIONS if not _is_default(config, name)}
-    return InitialDetector(_pinned(init, folder), replace(origin, **changed), {}, folder, origin)
+    return InitialDetector(_pinned(init, folder), replace(origin, **changed), {}, folder)
 
 
 def with_classes(initial: InitialDetector, classes: Sequence[str], category_ids: Sequence[int]) -> InitialDetector:
@@ -102,15 +100,15 @@ def with_classes(initial: InitialDetector, classes: Sequence[str], category_ids:
 
     One whose config names no classes keeps its head if it has as many; they are taken to be in the same order.
     """
-    old = initial.origin.classes
-    if old:
-        kept = {new: old.index(name) + 1 for new, name in enumerate(classes, 1) if name in old}
-    elif initial.origin.num_classes == len(classes) + 1:
+    config = initial.config
+    if config.classes:
+        kept = {new: config.classes.index(name) + 1 for new, name in enumerate(classes, 1) if name in config.classes}
+    elif config.num_classes == len(classes) + 1:
         kept = {label: label for label in range(1, len(classes) + 1)}
     else:
         kept = {}
-    named = {"num_classes": len(classes) + 1, "classes": tuple(classes), "category_ids": tuple(category_ids)}
-    return replace(initial, config=replace(initial.config, **named), kept={0: 0, **kept} if kept else {})
+    config = replace(config, num_classes=len(classes) + 1, classes=tuple(classes), category_ids=tuple(category_ids))
+    return replace(initial, config=config, kept={0: 0, **kept} if kept else {})
 
 
 def _check_options(init: str, origin: DetectorConfig, config: RunConfig) -> None:

@@ -177,7 +177,7 @@ class Trainer(ResumableLoop):
     def data(self) -> dict[str, CocoDataset]:
         """The splits of the run, by name."""
         data = {self.config.train_split: self.train_data}
-        if self.val_data is not None:
+        if self.config.val_split and self.val_data is not None:
             data[self.config.val_split] = self.val_data
         return data
 
@@ -190,12 +190,13 @@ class Trainer(ResumableLoop):
             if is_new:
                 self.log({"init": {"name": self.initial.name, "classes kept": len(self.initial.kept.keys() - {0})}})
 
-    def train_step(self, batches: list[tuple]) -> dict[str, float]:
+    def train_step(self, *batches: list[tuple]) -> dict[str, float]:
+        (training,) = batches  # one loader
         lr = self._lr()
         set_lr(self.optimizer, lr)
         self.detector.train()
         with image_sizes(self.plain_detector, self.config.train_min_sizes):
-            losses = self.backward(batches)
+            losses = self.backward(training)
         self.clip(self.detector.parameters(), self.config.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()

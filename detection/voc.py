@@ -484,7 +484,8 @@ def _assemble(
     root: Path, folder: Path, located: list[tuple[str, VocAnnotation]], classes: list[str], defects: list[Defect]
 ) -> RawData:
     ids = {name: number for number, name in enumerate(classes, start=1)}
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for image_id, (path, annotation) in enumerate(located, start=1):
         size = {"width": annotation.width, "height": annotation.height}
         images.append({"id": image_id, "file_name": path, **size, "where": str(annotation.path)})

@@ -81,7 +81,8 @@ def read_yolo(root: str | Path, split: str) -> RawData:
     labels = [label_file(path) for path in paths]
     if not any(map(os.path.isfile, labels)):
         raise DataError(f"{config.path}: {split}: expected label files, such as {labels[0]}, found none")
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for number, (path, label, size) in enumerate(zip(paths, labels, read_sizes(paths), strict=True), start=1):
         if isinstance(size, BadEntry):
             defects.append(size.defect())
@@ -185,9 +186,11 @@ def _classes(path: Path, content: dict) -> list[str]:
 
 
 def _entries(path: Path, key: str, value: object) -> list[str]:
-    entries = value if isinstance(value, list) else [value]
-    if not all(isinstance(entry, str) and entry and "\0" not in entry for entry in entries):
-        raise DataError(f"{path}: {key}: expected a folder, a text file, or a list of those, got {show(value)}")
+    entries: list[str] = []
+    for entry in value if isinstance(value, list) else [value]:
+        if not isinstance(entry, str) or not entry or "\0" in entry:
+            raise DataError(f"{path}: {key}: expected a folder, a text file, or a list of those, got {show(value)}")
+        entries.append(entry)
     return entries
 
 

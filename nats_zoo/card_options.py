@@ -2,8 +2,9 @@
 
 import re
 from dataclasses import dataclass, fields
+from typing import cast
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError
@@ -47,7 +48,7 @@ class CardOptions:
         for option in ("license_name", "license_link"):
             if is_other != (getattr(self, option) is not None):
                 raise NatsError(f"{option}: goes with the license 'other', which needs a license_name and license_link")
-        if is_other and not re.fullmatch(r"https?://\S+", self.license_link):
+        if is_other and not re.fullmatch(r"https?://\S+", self.license_link or ""):
             raise NatsError(f"license_link: expected the address of its text, https://..., found {self.license_link!r}")
         if self.data_license is not None and not self.data_license.strip():
             raise NatsError("data_license: expected the licence's name, found an empty text")
@@ -78,7 +79,7 @@ class CardOptions:
         return str(parsed)
 
     def _fill_metadata(self, card: ModelCard) -> None:
-        data = card.data
+        data = cast(ModelCardData, card.data)  # the class of any ModelCard's
         if self.license is not None:
             data.license, data.license_name, data.license_link = self.license, self.license_name, self.license_link
         if self.base_model is not None:

@@ -69,7 +69,7 @@ def list_collection(owner: str, token: str | None = None) -> list[Repository]:
 
 def _describe(info: ModelInfo) -> Repository:
     """What a repository's card says, which somebody else wrote: nothing in it is relied on."""
-    card = info.card_data if info.card_data is not None else {}
+    card: Any = info.card_data if info.card_data is not None else {}
     stated = card.get("nats_zoo")
     stated = stated if isinstance(stated, Mapping) else {}
     kinds = [kind for kind in KINDS if f"{TAG}-{kind}" in (info.tags or ())]
@@ -103,7 +103,7 @@ def _text(value: Any) -> str | None:
 
 def collection_table(repositories: Sequence[Repository]) -> str:
     """Repositories as aligned text."""
-    rows = [("repository", "kind", "network", "AP", "on", "licence", "access", "modified")]
+    rows: list[tuple[str, ...]] = [("repository", "kind", "network", "AP", "on", "licence", "access", "modified")]
     rows += [_row(repository) for repository in repositories]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

@@ -199,4 +199,4 @@ def limited_size(source: str, most_elements: int | None = None) -> Iterator[None
 
 
 def _is_lazy(parameter: nn.Parameter) -> bool:
-    return isinstance(parameter, nn.parameter.UninitializedTensorMixin)
+    return isinstance(parameter, nn.UninitializedParameter)

@@ -17,8 +17,8 @@ class GenotypeError(NatsError):
     """A genotype that is malformed or does not fit the network it is applied to."""
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, without line breaks and secrets, to be quoted in a NatsError."""
+def one_line(error: BaseException | str) -> str:
+    """What an error, or a text, says, without line breaks and secrets, to be quoted in a NatsError."""
     return " ".join(redact(str(error)).split())
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,12 +98,10 @@ def parse_json(content: bytes, source: str, error: type[NatsError] = NatsError, 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-            raise error(f"{source}: key {short(twice)} appears twice in one object")
+            raise error(f"{source}: key {short(_first_repeated(key for key, _ in pairs))} appears twice in one object")
         return found
 
-    hooks = {"object_pairs_hook": unique, "parse_int": _parse_int} if strict else {}
+    hooks: dict[str, Any] = {"object_pairs_hook": unique, "parse_int": _parse_int} if strict else {}
     try:
         return json.loads(content.decode("utf-8-sig"), **hooks)
     except RecursionError as problem:
@@ -114,6 +112,15 @@ def parse_json(content: bytes, source: str, error: type[NatsError] = NatsError, 
         raise error(f"{source}: not JSON: not UTF-8 text") from problem
     except ValueError as problem:  # not JSON, or an integer with more digits than Python converts
         raise error(f"{source}: not JSON: {problem}") from problem
+
+
+def _first_repeated(keys: Iterable[Any]) -> Any:
+    seen = set()
+    for key in keys:
+        if key in seen:
+            return key
+        seen.add(key)
+    return None
 
 
 def _parse_int(digits: str) -> int:
@@ -186,9 +193,7 @@ class _LimitedLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         found = super().construct_mapping(node, deep)
         if len(found) != len(node.value):
-            seen: set[Any] = set()
-            keys = [self.construct_object(key, deep) for key, _ in node.value]
-            twice = next(key for key in keys if key in seen or seen.add(key))
+            twice = _first_repeated(self.construct_object(key, deep) for key, _ in node.value)
             raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {short(twice)} appears twice")
         return found
 

@@ -22,7 +22,7 @@ from .files import file_digest
 from .hub_errors import explain, hub_errors, is_network_error, is_unreachable, retried
 from .version import __version__
 
-LIBRARY = {"library_name": "nats-zoo", "library_version": __version__}
+LIBRARY: dict[str, Any] = {"library_name": "nats-zoo", "library_version": __version__}
 SHA256 = re.compile("[0-9a-f]{64}")
 SMALL_BYTES = 1 << 20
 

@@ -105,9 +105,16 @@ def eval_results(
         run: names them singly.
     """
     dataset, split = (run.dataset, run.split) if run else (None, None)
-    of_data = {"dataset_name": evaluated_on, "dataset_type": _slug(dataset or evaluated_on), "dataset_split": split}
     return [
-        EvalResult(task_type=task, metric_type=kind, metric_name=name, metric_value=round(value, 4), **of_data)
+        EvalResult(
+            task_type=task,
+            dataset_type=_slug(dataset or evaluated_on),
+            dataset_name=evaluated_on,
+            dataset_split=split,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
         for name, (kind, value) in figures.items()
         if value is not None
     ]
@@ -151,7 +158,8 @@ def genotype_section(genotype: Genotype, chart: str) -> str:
 
 def provenance_tables(genotype: Genotype) -> str:
     """The sections of a model card on a genotype's provenance; for a transferred one, on its source's too."""
-    tables, provenance = [], genotype.provenance
+    tables = []
+    provenance: Any = genotype.provenance
     title = "Provenance of the genotype"
     while isinstance(provenance, Mapping):  # a transferred genotype may have been transferred again
         tables.append(card_table(title, {k: v for k, v in provenance.items() if k != "source_provenance"}))

@@ -125,12 +125,13 @@ def _check_ref(option: str, name: str | None) -> None:
 def _collect(folder: Path, repo_id: str, options: CardOptions, scratch: Path) -> Contents:
     """What is published of a folder, once it is seen to be fit for it."""
     if folder.is_file() or is_genotype_folder(folder):
-        contents: dict[str, Path | bytes] = dict(genotype_files(folder, scratch))
+        files = genotype_files(folder, scratch)
     else:
         _check_model(folder)
-        contents = {path.name: path for path in model_files(folder)}
-    if CARD_NAME in contents:
-        text = Path(contents[CARD_NAME]).read_text(encoding="utf-8")
+        files = {path.name: path for path in model_files(folder)}
+    contents: dict[str, Path | bytes] = dict(files)
+    if CARD_NAME in files:
+        text = files[CARD_NAME].read_text(encoding="utf-8")
         card = options.fill(text, str(folder / CARD_NAME)).replace(CARD_REPO, repo_id)
         contents[CARD_NAME] = card.encode()
     elif options:
@@ -239,7 +240,7 @@ def _digest(algorithm: str, prefix: bytes, content: Path | bytes) -> str:
 
 def _check_tag(repo_id: str, tag: str | None, tags: Mapping[str, str], commit: str | None) -> None:
     """Refuse a tag that is another commit's, before anything is uploaded; commit None: one that is still to be made."""
-    if tag in tags and tags[tag] != commit:
+    if tag is not None and tags.get(tag, commit) != commit:
         raise NatsError(f"{repo_id}: has a tag {tag!r} already, of commit {tags[tag]}; expected a new one")
 
 

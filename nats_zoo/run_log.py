@@ -16,10 +16,12 @@ from .files import MOST_LEVELS, TooLargeError, is_deeper, parse_json, read_limit
 MOST_BYTES = 2**29  # of a log: millions of records
 
 # Keys of any record whose value is a number, if there is one.
-NUMBERS = ("loss", "lr", "AP", "AP50", "AP75", "mask_AP", "alpha_loss", "entropy", "share_changed")
-NUMBERS += ("trial", "changes", "predicted", "actual", "held_back_loss")
+NUMBERS = (
+    *("loss", "lr", "AP", "AP50", "AP75", "mask_AP", "alpha_loss", "entropy", "share_changed"),
+    *("trial", "changes", "predicted", "actual", "held_back_loss"),
+)
 
-Record = dict[str, Any]
+Record = Mapping[str, Any]
 
 
 def read_log(path: str | os.PathLike) -> list[Record]:
@@ -47,7 +49,7 @@ def series(records: Iterable[Mapping[str, Any]], key: str) -> tuple[list[float],
     return [record["epoch"] for record in ordered], [record[key] for record in ordered]
 
 
-def latest(records: Iterable[Mapping[str, Any]], key: str, *also: str) -> list[Mapping[str, Any]]:
+def latest(records: Iterable[Record], key: str, *also: str) -> list[Record]:
     """The records that have a key, in order of their steps; of those at one step, the last.
 
     Args:
@@ -60,7 +62,7 @@ def latest(records: Iterable[Mapping[str, Any]], key: str, *also: str) -> list[M
     return [found[place] for place in sorted(found)]
 
 
-def has_key(records: Iterable[Mapping[str, Any]], key: str) -> bool:
+def has_key(records: Iterable[Record], key: str) -> bool:
     """Whether any record has a key."""
     return any(key in record for record in records)
 

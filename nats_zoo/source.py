@@ -93,7 +93,7 @@ class Source:
             model = self._create(True, options, overlay)
             model.pretrained_cfg.pop("state_dict")  # loaded by now; it would be kept as a second copy
         if self.genotype is not None:
-            model.genotype = self.genotype  # a feature wrapper drops the network's own attribute
+            vars(model)["genotype"] = self.genotype  # a feature wrapper drops the network's own attribute
         if weights == RANDOM and not any(parameter.is_meta for parameter in model.parameters()):
             wake_branches(model)
         return model.eval()
@@ -158,11 +158,11 @@ def find_nats_source(model: str, genotype: str | None = None) -> Source:
         NatsError: also where there is none.
     """
     source = find_source(model, genotype)
-    if source.genotype is None and source.architecture not in DEFAULT_GENOTYPES:
+    if source.genotype is not None:
+        return source
+    if source.architecture not in DEFAULT_GENOTYPES:
         raise NatsError(f"{model}: {source.architecture} has no default genotype, give one with --genotype")
-    if source.genotype is None:
-        source = replace(source, genotype=resolve_genotype(DEFAULT_GENOTYPES[source.architecture]))
-    return source
+    return replace(source, genotype=resolve_genotype(DEFAULT_GENOTYPES[source.architecture]))
 
 
 def find_genotype(name: str) -> Genotype:
@@ -178,17 +178,15 @@ def find_genotype(name: str) -> Genotype:
     path = Path(name)
     if name in published_genotypes() or path.is_file() or name.startswith(HUB_PREFIX):
         return resolve_genotype(name)
-    if is_genotype_folder(path):
-        return folder_genotype(path)
     if "/" in name and not path.exists():
         return pull_genotype(name)
     if not path.exists() and not timm.is_model(name.partition(".")[0]):
         known = ", ".join(published_genotypes())
         raise NatsError(f"{name}: no published genotype, variant, file or folder of this name; published are: {known}")
-    source = find_source(name)
-    if source.genotype is None:
+    found = folder_genotype(path) if is_genotype_folder(path) else find_source(name).genotype
+    if found is None:
         raise NatsError(f"{name}: a plain network, it has no genotype")
-    return source.genotype
+    return found
 
 
 def genotype_name(genotype: Genotype) -> str:
@@ -215,7 +213,8 @@ def weights_name(source: Source, weights: str) -> str:
     if weights == RANDOM:
         return "random"
     if weights == PRETRAINED:
-        return f"{source.architecture}.{timm.get_pretrained_cfg(source.registered).tag}"
+        cfg = timm.get_pretrained_cfg(source.registered)
+        return f"{source.architecture}.{cfg.tag}" if cfg is not None and cfg.tag else source.architecture
     return folder_name(Path(weights)) if Path(weights).exists() else weights
 
 

@@ -276,8 +276,11 @@ class _Reader:
         if not convs:
             raise self.error("convs", "at least one convolution", convs)
         return CostTable(
-            **{key: self.text(data[key], key) for key in ("architecture", "device", "torch")},
-            **{key: self.count(data[key], key) for key in ("batch", "threads")},
+            architecture=self.text(data["architecture"], "architecture"),
+            device=self.text(data["device"], "device"),
+            torch=self.text(data["torch"], "torch"),
+            batch=self.count(data["batch"], "batch"),
+            threads=self.count(data["threads"], "threads"),
             size=(self.count(size[0], "size"), self.count(size[1], "size")),
             memory_format=self.one_of(data["memory_format"], "memory_format", MEMORY_FORMATS),
             dtype=self.one_of(data["dtype"], "dtype", DTYPES),

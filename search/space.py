@@ -163,10 +163,12 @@ def genotype_names(body: nn.Module, names: Sequence[str]) -> dict[str, str]:
     with torch.device("meta"):
         plain = timm.create_model(architecture)
     flat = {_flat(name): name for name, module in plain.named_modules() if isinstance(module, nn.Conv2d)}
-    found = {name: flat.get(_flat(name)) or flat.get(_flat(name.partition(".")[2])) for name in names}
-    missing = [name for name, original in found.items() if original is None]
-    if missing:
-        raise SearchError(f"{missing[0]}: {architecture} has no convolution of this name")
+    found = {}
+    for name in names:
+        original = flat.get(_flat(name)) or flat.get(_flat(name.partition(".")[2]))
+        if original is None:
+            raise SearchError(f"{name}: {architecture} has no convolution of this name")
+        found[name] = original
     return found
 
 
@@ -187,13 +189,13 @@ def count_groups(conv: nn.Conv2d, name: str, groups: int | None, channels_per_gr
     Raises:
         SearchError: a split that does not divide the channels, or cuts a cardinality group.
     """
-    if (groups is None) == (channels_per_group is None):
+    divisor = channels_per_group if groups is None else groups
+    if divisor is None or None not in (groups, channels_per_group):
         raise SearchError("groups and channels_per_group: give exactly one of the two")
-    divisor = groups if groups is not None else channels_per_group
     if divisor < 1 or conv.out_channels % divisor:
         asked = f"{groups} groups" if groups is not None else f"groups of {channels_per_group} channels"
         raise SearchError(f"{name}: its {conv.out_channels} output channels can not be split into {asked}")
-    size = conv.out_channels // groups if groups is not None else channels_per_group
+    size = divisor if groups is None else conv.out_channels // divisor
     cardinality_group = conv.out_channels // conv.groups
     if conv.groups > 1 and size % cardinality_group:
         raise SearchError(f"{name}: groups of {size} channels cut its cardinality groups of {cardinality_group}")
