@@ -39,6 +39,7 @@ from .errors import GenotypeError, NatsError
 from .genotype import Genotype, resolve_genotype
 from .model_args import RecordsGenotype, check_saved_args, check_saved_size
 from .nats_resnet import DEFAULT_GENOTYPES
+from .saved_weights import prepare_saved_weights
 from .transform import VARIANT_PREFIX, check_architecture, transform
 
 __all__ = ["NAME"]
@@ -79,6 +80,8 @@ def nats_any(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     build = partial(model_entrypoint(architecture), pretrained=pretrained, **kwargs)
     if is_saved:
         check_saved_size(partial(build, pretrained=False))
+        if pretrained:
+            prepare_saved_weights(kwargs)
     model = _build_features(build, genotype) if kwargs.get("features_only") else transform(build(), genotype)
     return _record(model, genotype)
 

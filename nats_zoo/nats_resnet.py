@@ -23,6 +23,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from .errors import GenotypeError
 from .genotype import Genotype, resolve_genotype
 from .model_args import RecordsGenotype, check_saved_args, check_saved_size
+from .saved_weights import prepare_saved_weights
 from .transform import VARIANT_PREFIX, check_architecture, transform
 
 __all__ = ["DEFAULT_GENOTYPES", "NatsResNet", "default_genotype"]
@@ -92,6 +93,8 @@ def _create_nats_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -
     architecture = variant.removeprefix(VARIANT_PREFIX)
     if check_saved_args(kwargs):
         check_saved_size(lambda: build_model_with_cfg(NatsResNet, variant, False, architecture=architecture, **kwargs))
+        if pretrained:
+            prepare_saved_weights(kwargs)
     return build_model_with_cfg(NatsResNet, variant, pretrained, architecture=architecture, **kwargs)
 
 

@@ -6,6 +6,7 @@ The client reads its settings when it is imported, so everything it does happens
 import hashlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,15 @@ def home(tmp_path_factory) -> Path:
     sneaky = json.loads((path / "backbone" / "config.json").read_text())
     sneaky["model_args"]["genotype"] = "hf-hub:org/genotype"
     add_repo(store, "org/sneaky", {**contents(path / "backbone"), "config.json": json.dumps(sneaky).encode()})
+    swapped = json.loads((path / "backbone" / "config.json").read_text())
+    swapped["model_args"]["genotype"]["convs"]["layer2.0.conv2"][1][2] = 2
+    shutil.copytree(path / "backbone", path / "swapped")
+    (path / "swapped" / "config.json").write_text(json.dumps(swapped))
+    add_repo(store, "org/swapped", contents(path / "swapped"))
+    timm.models.save_for_hf(backbone, path / "by_timm", safe_serialization=True)
+    add_repo(store, "org/by_timm", contents(path / "by_timm"))
+    pickled = {"config.json": (path / "backbone" / "config.json").read_bytes(), "pytorch_model.bin": b"\x80\x04"}
+    add_repo(store, "org/pickled", pickled)
     add_repo(store, "org/large", {"config.json": b"{}", "model.safetensors": LARGE})
     page = b"<!doctype html><title>Log in</title>" + bytes(range(1, 100))
     add_repo(store, "org/page", {**contents(path / "detector"), "model.safetensors": page})
@@ -134,6 +144,8 @@ def weights_requests(case: dict) -> list[str | None]:
 # --- faults on the way ------------------------------------------------------------------------------------------------
 
 FAULTS = """
+from huggingface_hub import constants
+
 WEIGHTS, INFO, CUT, SOON = sys.argv[2], sys.argv[3], int(sys.argv[4]), {"Retry-After": "0"}
 count = 0
 
@@ -161,6 +173,7 @@ def killed(part, end):
     control(faults=[get | {"stall": CUT, "stall_seconds": 100}])
     child = os.fork()
     if not child:
+        constants.HF_HUB_DOWNLOAD_TIMEOUT = 100  # else it would ask again, if it is not ended in time
         try:
             resolve_folder("org/large", cache_dir=held)
         finally:
@@ -282,17 +295,17 @@ def test_a_download_goes_on_after_its_process_was_ended(faults):
 
 
 def test_a_download_with_another_checksum_never_enters_the_cache(faults, home):
-    check_refused(faults, home)
+    check_refused(faults, home, "detector")
+    assert not faults["wrong bytes"]["left"]
     assert "org/detector: genotype.png: checksum mismatch" in faults["wrong chart"]["result"]
     assert not weights_requests(faults["wrong chart"])
 
 
-def check_refused(cases: dict[str, dict], home: Path) -> None:
-    sha256 = hashlib.sha256((home / "detector" / "model.safetensors").read_bytes()).hexdigest()
+def check_refused(cases: dict[str, dict], home: Path, name: str) -> None:
+    sha256 = hashlib.sha256((home / name / "model.safetensors").read_bytes()).hexdigest()
     message = cases["wrong bytes"]["result"]
-    assert "org/detector: model.safetensors: checksum mismatch: the download's sha256 is " in message
+    assert f"org/{name}: model.safetensors: checksum mismatch: the download's sha256 is " in message
     assert f"the Hub's {sha256}; deleted, try again" in message
-    assert not cases["wrong bytes"]["left"]
     assert weights_requests(cases["wrong bytes again"]) == [None]
 
 
@@ -306,7 +319,7 @@ def test_a_client_that_may_use_xet_pulls_the_same_from_a_hub_without_it(hub, hom
     assert weights_requests(found["cut"]) == [None, f"bytes={CHUNK}-"]
     assert found["cut"]["weights"] == len(LARGE)
     assert found["relative redirects"]["weights"] == found["wrong bytes again"]["weights"] == found["right"]["weights"]
-    check_refused(found, home)
+    check_refused(found, home, "detector")
 
 
 REASONS = {
@@ -443,6 +456,59 @@ def test_what_is_no_model_of_ours_is_told_in_one_line(models, name):
 def test_a_genotype_named_by_a_downloaded_config_is_not_fetched(models):
     for name in ("sneaky", "sneaky genotype"):
         assert not any("org/genotype" in path for _, path, _ in models["errors"][name]["asked"])
+
+
+# --- timm's own loader ------------------------------------------------------------------------------------------------
+
+BY_TIMM = """
+import timm
+import nats_zoo
+
+def by_timm(source, faults=(), pretrained=True, **options):
+    return attempt(lambda: type(timm.create_model(source, pretrained, **options)).__name__, faults=faults)
+
+BACKBONE, damaged = "hf-hub:org/backbone", {"path": sys.argv[2], "methods": "GET", "damage": True}
+print(json.dumps({
+    "without weights": by_timm(BACKBONE, pretrained=False),
+    "wrong bytes": by_timm(BACKBONE, [damaged]),
+    "wrong bytes again": by_timm(BACKBONE),
+    "from the cache": by_timm(BACKBONE),
+    "features": by_timm(BACKBONE, features_only=True),
+    "another cache": by_timm(BACKBONE, cache_dir=sys.argv[1] + "/timms_cache"),
+    "saved by timm": by_timm("hf-hub:org/by_timm"),
+    "swapped": by_timm("hf-hub:org/swapped"),
+    "swapped folder": by_timm(f"local-dir:{sys.argv[1]}/swapped"),
+    "swapped without weights": by_timm("hf-hub:org/swapped", pretrained=False),
+    "pickled": by_timm("hf-hub:org/pickled"),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def by_timm(hub, home, tmp_path_factory):
+    return run(BY_TIMM, hub.client_environment(tmp_path_factory.mktemp("by_timm"), STRANGER_TOKEN), home, WEIGHTS)
+
+
+def test_timms_loader_takes_weights_that_are_checked_and_takes_them_once(by_timm, home):
+    assert not weights_requests(by_timm["without weights"])
+    check_refused(by_timm, home, "backbone")
+    for name in ("from the cache", "features"):
+        assert not weights_requests(by_timm[name])
+        assert "Error" not in by_timm[name]["result"]
+    assert weights_requests(by_timm["another cache"]) == [None]
+    assert list((home / "timms_cache").glob("models--org--backbone/snapshots/*/model.safetensors"))
+    assert by_timm["saved by timm"]["result"] == by_timm["without weights"]["result"]
+
+
+def test_timms_loader_refuses_weights_of_another_genotype(by_timm):
+    for name in ("swapped", "swapped folder"):
+        assert "these weights belong to another genotype" in by_timm[name]["result"]
+    assert by_timm["swapped without weights"]["result"] == by_timm["without weights"]["result"]
+
+
+def test_timms_loader_is_not_let_to_a_pickle(by_timm):
+    assert "repository has no model.safetensors; other weights are not read" in by_timm["pickled"]["result"]
+    assert not any("pytorch_model" in path for _, path, _ in by_timm["pickled"]["asked"])
 
 
 # --- offline, and other tokens ----------------------------------------------------------------------------------------
