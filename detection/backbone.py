@@ -14,7 +14,7 @@ from ..genotype import Genotype, resolve_genotype
 from ..nats_any import NAME as NATS_ANY
 from ..nats_resnet import default_genotype
 from ..transform import VARIANT_PREFIX
-from ..weights import weights_overlay
+from ..weights import fetch_pretrained, weights_overlay
 
 PYRAMID_STRIDES = [4, 8, 16, 32]
 
@@ -78,10 +78,12 @@ def create_body(name: str, genotype: Genotype | Mapping | str | None = None, wei
     arguments: dict[str, Any] = {} if genotype is None else {"genotype": genotype}
     if genotype is not None and timm.is_model(VARIANT_PREFIX + plain):
         name = VARIANT_PREFIX + plain
-    elif genotype is not None:
-        arguments["architecture"], name, tag = name + tag, NATS_ANY, ""
+    registered = name + tag
+    if genotype is not None and name == plain:
+        arguments["architecture"], name, tag = registered, NATS_ANY, ""
     arguments["out_indices"] = _pyramid_indices(name, arguments)
     if weights == "pretrained":
+        fetch_pretrained(registered)
         body = _create(name + tag, pretrained=True, **arguments)
     elif weights is None:
         body = _create(name, **arguments)

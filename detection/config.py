@@ -124,4 +124,4 @@ def check_tensorboard() -> None:
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
-        raise NatsError("tensorboard: needs the package tensorboard: pip install 'nats-zoo[tensorboard]'") from error
+        raise NatsError("tensorboard: needs the package tensorboard: pip install 'nats-zoo[tracking]'") from error

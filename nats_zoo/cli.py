@@ -4,6 +4,7 @@ Each subcommand is a typed function or the config of a run; its options, help an
 Only the chosen subcommand's packages are imported, so that `nats --help` stays as cheap as `import nats_zoo`.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from .errors import NatsError, redact
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # what shells report for Ctrl-C
+OUTPUT_CLOSED = 141  # what they report for a command whose reader has gone
 
 
 class Command(NamedTuple):
@@ -24,7 +26,7 @@ class Command(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run the command; returns the exit code: 0, 2 for bad input, 130 when interrupted, 141 when nobody reads on."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
@@ -79,19 +81,19 @@ def _run_command(name: str, arguments: list[str]) -> int:
         options = parser.instantiate(parser.parse_args(arguments))
         options.pop("config", None)
         run(options)
+        sys.stdout.flush()
     except ArgumentError as error:
         return _fail(f"{name}: {error}; see nats {name} --help")
     except RuntimeError as error:
         if not is_lost_process(error):
             raise
         return _fail(lost_process_line())
+    except BrokenPipeError:  # of the output, as in `nats list | head`; the Hub's client has errors of its own
+        return _end_output()
     except (NatsError, OSError) as error:  # OSError: a folder that can not be written, a full disk
         return _fail(str(error))
-    except Interrupted as stop:
-        print(f"nats: {stop}", file=sys.stderr)
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        print("nats: interrupted", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"nats: {str(stop) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -101,6 +103,12 @@ def _allow_bare_flags(parser: Any) -> None:
     for action in parser._actions:
         if action.option_strings and getattr(action, "_typehint", None) is bool:
             action.nargs, action.const = "?", True
+
+
+def _end_output() -> int:
+    """Print nothing more: Python would complain at its end of what nobody has read."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return OUTPUT_CLOSED
 
 
 def _fail(message: str) -> int:

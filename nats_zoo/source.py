@@ -22,8 +22,8 @@ from .model_folder import read_config
 from .nats_any import NAME as NATS_ANY
 from .nats_resnet import DEFAULT_GENOTYPES
 from .transform import VARIANT_PREFIX
-from .weights import weights_overlay
-from .weights_file import CONFIG_NAME, WEIGHTS_NAME
+from .weights import fetch_pretrained, weights_overlay
+from .weights_file import CONFIG_NAME
 
 RANDOM, PRETRAINED = "random", "pretrained"
 MAP_STRIDES = (4, 8, 16, 32)
@@ -85,7 +85,7 @@ class Source:
             NatsError: weights that can not be fetched or do not fit, or options that the network does not take.
         """
         if weights == PRETRAINED:
-            self._fetch()
+            fetch_pretrained(self.registered)
         if weights in (RANDOM, PRETRAINED):
             model = self._create(weights == PRETRAINED, options)
         else:
@@ -97,15 +97,6 @@ class Source:
         if weights == RANDOM and not any(parameter.is_meta for parameter in model.parameters()):
             wake_branches(model)
         return model.eval()
-
-    def _fetch(self) -> None:
-        """Put timm's weights into the Hub's cache; unlike timm's own download it gives up at once when offline."""
-        cfg = timm.get_pretrained_cfg(self.registered)
-        if cfg is not None and cfg.hf_hub_id:
-            try:
-                resolve_folder(cfg.hf_hub_id, files=[WEIGHTS_NAME])
-            except NatsError as error:
-                raise NatsError(f"weights: {error}") from error
 
     def _create(self, pretrained: bool, options: Mapping[str, Any], overlay: Mapping | None = None) -> nn.Module:
         name, tag = self.name, f".{self.tag}" if self.tag else ""

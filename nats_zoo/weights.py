@@ -14,6 +14,32 @@ from .model_folder import read_config
 from .weights_file import CONFIG_NAME, WEIGHTS_NAME, load_weights
 
 BODY = "backbone.body."  # where a detector's state dict holds its backbone's
+TIMM = "timm/"  # the organisation on the Hub, whose repositories all have safetensors
+
+
+def fetch_pretrained(name: str) -> None:
+    """Put timm's weights of a network into the Hub's cache, where timm then finds them.
+
+    Unlike timm's own download this one compares the checksum, goes on where it was cut, and gives up at once when the
+    Hub can not be reached. Weights that are elsewhere than in timm's own repositories are left to timm.
+
+    Args:
+        name: timm's name, with a tag if wanted (`resnet50.tv_in1k`).
+
+    Raises:
+        NatsError: they can not be had.
+    """
+    try:
+        cfg = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag, which timm then says
+        return
+    repo = "" if cfg is None or cfg.hf_hub_filename else cfg.hf_hub_id or ""
+    if not repo.startswith(TIMM):
+        return
+    try:
+        resolve_folder(repo, files=[WEIGHTS_NAME])
+    except NatsError as error:
+        raise NatsError(f"weights: {error}") from error
 
 
 def weights_overlay(

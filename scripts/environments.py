@@ -54,7 +54,7 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--newest", metavar="PYTHON", help="interpreter for the newest versions; default: not tested")
     parser.add_argument("--folder", default=str(ROOT / ".venv-environments"), help="default: %(default)s")
     parser.add_argument(
-        "tests", nargs="*", metavar="-- TESTS", help="test files of this checkout and options of pytest; default: all"
+        "tests", nargs="*", metavar="-- TESTS", help="test files of this checkout (default: all) and options of pytest"
     )
     options = parser.parse_args()
     if options.floors is None and options.newest is None:
@@ -140,7 +140,9 @@ class Environment:
 
     def run_tests(self, arguments: list[str]) -> int:
         """Run pytest on this checkout's tests from a folder from which only they can be imported; its exit code."""
-        tests = [_in_checkout(argument) for argument in arguments] or [str(ROOT / "tests")]
+        tests = [_in_checkout(argument) for argument in arguments]
+        if not any(map(_is_test, arguments)):
+            tests.append(str(ROOT / "tests"))
         command = [self.python, "-m", "pytest", f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}"]
         with tempfile.TemporaryDirectory() as folder:
             # `-m` puts the working folder on the path, and the tests import each other.
@@ -150,7 +152,11 @@ class Environment:
 
 def _in_checkout(argument: str) -> str:
     """A test file's path, with what stands behind its ::, from any folder; options of pytest stay as they are."""
-    return str(ROOT / argument) if (ROOT / argument.partition("::")[0]).is_file() else argument
+    return str(ROOT / argument) if _is_test(argument) else argument
+
+
+def _is_test(argument: str) -> bool:
+    return (ROOT / argument.partition("::")[0]).is_file()
 
 
 def _pip(python: str | Path, *arguments: str | Path) -> None:

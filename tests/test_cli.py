@@ -367,6 +367,16 @@ def test_a_picture_never_replaces_an_image(home, capfd):
 # --- a real process ---------------------------------------------------------------------------------------------------
 
 
+def test_a_reader_that_goes_away_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nats_zoo", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=120) == 141
+
+
 def test_a_real_process_ends_with_one_line_and_code_2(home):
     before = contents(home)
     done = subprocess.run(

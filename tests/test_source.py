@@ -14,6 +14,7 @@ from timm.models import save_for_hf
 
 from nats_zoo import Genotype, NatsError, RegroupedConv2d, save_backbone
 from nats_zoo.detection import create_detector, save_detector
+from nats_zoo.detection.drawn import draw_dataset
 from nats_zoo.genotype import resolve_genotype
 from nats_zoo.source import (
     create_backbone,
@@ -260,10 +261,20 @@ def test_pretrained_weights_come_from_the_hub_and_being_offline_is_said_at_once(
         for variables in (environment, {**environment, "HF_HUB_OFFLINE": "1"}):  # then from the cache
             done = subprocess.run(pull, env=variables, capture_output=True, text=True, timeout=120, check=True)
             assert float(done.stdout) == expected.conv1[0].weight.double().sum().item()
-    command = [sys.executable, "-m", "nats_zoo", "erf", "nats_resnet18", "--weights", "pretrained"]
+
+    draw_dataset(tmp_path / "data", train=2, val=1, test=0, size=64)
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "none")}
-    done = subprocess.run(command, env=offline, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("nats: weights: timm/resnet18.tv_in1k: ")
+    for command in (
+        ["erf", "nats_resnet18", "--weights", "pretrained"],
+        ["train", "--data", "data", "--backbone", "nats_resnet18", "--output", "run"],
+        ["search", "--data", "data", "--backbone", "resnet18.tv_in1k", "--output", "run"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "nats_zoo", *command],
+            env=offline, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("nats: weights: timm/resnet18.tv_in1k: ")
     assert not (tmp_path / "erf.png").exists()
+    assert not (tmp_path / "run").exists()
