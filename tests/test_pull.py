@@ -173,6 +173,7 @@ def killed(part, end):
     control(faults=[get | {"stall": CUT, "stall_seconds": 100}])
     child = os.fork()
     if not child:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
         constants.HF_HUB_DOWNLOAD_TIMEOUT = 100  # else it would ask again, if it is not ended in time
         try:
             resolve_folder("org/large", cache_dir=held)

@@ -232,7 +232,6 @@ class Launched:
         self.process = subprocess.Popen(
             [*launcher, "--redirects", "3", "--log-dir", str(logs), *arguments],
             env=environment(),
-            cwd=SCRIPT.parents[1],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
