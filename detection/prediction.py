@@ -258,7 +258,7 @@ def _predict_photos(
     def finish(found: tuple[Picture, dict[str, Tensor]]) -> str:
         picture, output = found
         rows[picture.source] = _to_rows(output, job.classes)
-        said = f"{picture.source}: {_count_boxes(len(output['boxes']))}"
+        said = f"{picture.source}: {_count_boxes(len(output['boxes']), job.threshold)}"
         if not job.draw:
             return said
         with job.speed.time(job.speed.drawing), atomic_file(pictures[picture.source]) as scratch:
@@ -287,8 +287,10 @@ def _padded_size(detector: nn.Module, size: tuple[int, int]) -> tuple[int, ...]:
     return tuple(-(-side // transform.size_divisible) for side in resized.shape[1:])
 
 
-def _count_boxes(number: int) -> str:
-    return f"{number} {'box' if number == 1 else 'boxes'}"
+def _count_boxes(number: int, threshold: float) -> str:
+    return (
+        f"{number} {'box' if number == 1 else 'boxes'}" if number else f"no box with a score of {threshold:g} or more"
+    )
 
 
 # Videos
@@ -318,7 +320,7 @@ def _predict_video(job: _Job, file: Path, info: VideoInfo, target: Path) -> str:
     write_json(target.with_suffix(".json"), {**found_in, "frames": frames})
     boxes = sum(len(frame["found"]) for frame in frames)
     drawn = f", drawn in {target}" if job.draw else ""
-    return f"{file}: {_count_boxes(boxes)} on {len(frames)} frames{drawn}"
+    return f"{file}: {_count_boxes(boxes, job.threshold)} on {len(frames)} frames{drawn}"
 
 
 def _load_frames(job: _Job, file: Path) -> Iterator[Picture]:

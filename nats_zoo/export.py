@@ -31,9 +31,9 @@ SMALLEST_SIDE = 64  # pixels: two cells of a map of stride 32, for a map of one 
 COARSE_STEP = 32  # pixels: the stride of the last map
 MOST_ONNX_BYTES = 2**31 - 2**20  # protobuf's limit for one file, and room for the graph
 TOLERANCE = 1e-4  # largest difference from the network's own output, relative to its largest value
-EXTRA = "pip install nats-zoo[export]"
+EXTRA = "pip install 'nats-zoo[export]'"
 
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "torchscript": ".pt"}
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2", "torchscript": ".pt"}
 
 Runner = Callable[[Tensor], Sequence[Tensor]]
 
@@ -136,6 +136,14 @@ def describe_file(model: nn.Module, path: str | os.PathLike, written: Written) -
         sizes = " and ".join("x".join(map(str, shape)) for shape in written.shapes)
         lines.append(f"checked on {sizes}: off by at most {written.difference:.0e} of an output's largest value")
     return lines
+
+
+def format_of(path: str | os.PathLike) -> Format:
+    """The format that a file's suffix stands for; NatsError names the suffixes if it is another one."""
+    for format, suffix in SUFFIXES.items():
+        if Path(path).suffix == suffix:
+            return format
+    raise NatsError(f"output: {path}: expected a suffix that tells the format, {', '.join(SUFFIXES.values())}")
 
 
 def _check_options(format: str, dynamic: bool, opset: int | None) -> None:

@@ -204,6 +204,14 @@ def test_export_to_onnx_and_torchscript(home, say):
     assert {path.name for path in home.iterdir()} == {"mine.json", "weights", "m.onnx", "test_resnet.pt"}
 
 
+def test_the_suffix_of_the_output_tells_the_format(home, say):
+    for name, load in (("m.pt2", torch.export.load), ("m.pt", torch.jit.load)):
+        say(*EXPORT, "--output", name)
+        load(home / name)
+    say(*EXPORT, "--format", "torchscript", "--output", "m.bin")
+    torch.jit.load(home / "m.bin")
+
+
 @torch.no_grad()
 def test_deployment_form_has_no_batch_norm(home, say):
     import onnx
@@ -231,6 +239,10 @@ REFUSED = {
     "weights of another": (["erf", "nats_resnet18", "--weights", "weights"], "weights of another network"),
     "no weights": (["export", "nats_resnet18"], "weights: nats_resnet18 is a name, expected pretrained, random, or"),
     "no such format": ([*EXPORT, "--format", "tflite"], '"format"'),
+    "no format's suffix": (
+        [*EXPORT, "--output", "m.bin"],
+        "expected a suffix that tells the format, .onnx",
+    ),
     "small": ([*EXPORT[:-1], "32"], "size: expected at least 64 pixels"),
     "size of three": ([*EXPORT[:-1], "[64, 64, 64]"], '"size"'),
     "no flag": ([*EXPORT, "--deploy", "perhaps"], '"deploy"'),

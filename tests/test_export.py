@@ -286,7 +286,7 @@ def test_an_opset_is_what_was_asked_for(tmp_path):
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
 def test_a_missing_package_is_named_with_what_installs_it(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)  # what makes Python find none
-    with pytest.raises(NatsError, match=rf"needs the package {package}: pip install nats-zoo\[export\]"):
+    with pytest.raises(NatsError, match=rf"needs the package {package}: pip install 'nats-zoo\[export\]'"):
         export(SMALL, tmp_path / "m.onnx", size=64)
     assert export(SMALL, tmp_path / "m.pt2", "torch", size=64) == Written(1, [(2, 3, 64, 64), (1, 3, 96, 128)], 0.0)
 

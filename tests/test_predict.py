@@ -182,7 +182,9 @@ def test_predictions_are_the_detectors(here, detector, tmp_path, capsys):
 
 def test_boxes_above_a_threshold_that_none_reaches(here, tmp_path):
     *lines, _ = predict_images("run/model", ["data/images/val_00000.png"], str(tmp_path / "out"), 1.0)
-    assert lines == [f"data/images/val_00000.png: 0 boxes, drawn in {tmp_path / 'out' / 'val_00000.png'}"]
+    assert lines == [
+        f"data/images/val_00000.png: no box with a score of 1 or more, drawn in {tmp_path / 'out' / 'val_00000.png'}"
+    ]
     assert read(tmp_path / "out" / "predictions.json") == {"data/images/val_00000.png": []}
 
 
