@@ -179,12 +179,15 @@ def _recipes(parser: Any) -> Callable[[Any], None]:
 
 def _search(parser: Any) -> Callable[[Any], None]:
     from .search import SearchConfig, Searcher
+    from .search.report import PAGE, REPORT
 
     parser.add_class_arguments(SearchConfig, as_group=False)
 
     def run(options: Any) -> None:
         searcher = Searcher(SearchConfig(**options.as_dict()), command=_typed_command())
-        _print_once(str(searcher.run()))
+        _print_once(f"{searcher.run()}\n")
+        folder = searcher.folder.path
+        _print_once(f"genotype: {folder / 'genotype.json'}\nreport: {folder / REPORT / PAGE}")
         for warning in searcher.warnings:
             _print_once(f"warning: {warning}")
 
@@ -197,9 +200,13 @@ def _train(parser: Any) -> Callable[[Any], None]:
     parser.add_class_arguments(TrainConfig, as_group=False)
 
     def run(options: Any) -> None:
-        metrics = Trainer(TrainConfig(**options.as_dict()), command=_typed_command()).run()
+        trainer = Trainer(TrainConfig(**options.as_dict()), command=_typed_command())
+        metrics = trainer.run()
         if metrics is not None:
-            _print_once(metrics.table())
+            _print_once(f"{metrics.table()}\n")
+        folder = trainer.folder.path
+        best = f", of the highest AP: {folder / 'best'}" if (folder / "best").exists() else ""
+        _print_once(f"model: {folder / 'model'}{best}")
 
     return run
 

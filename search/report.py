@@ -256,7 +256,7 @@ def _searched_facts(run: SearchRun) -> dict[str, str]:
     provenance = run.genotype.provenance
     data = provenance.get("dataset") or f"{Path(run.option('data', '')).name} {run.option('train_split', '')}"
     facts = {
-        "backbone": run.option("backbone"),
+        "backbone": _backbone(run),
         "weights": provenance.get("weights") or run.option("weights"),
         "data set": data,
         "detector": provenance.get("detector") or run.option("framework"),
@@ -270,6 +270,12 @@ def _searched_facts(run: SearchRun) -> dict[str, str]:
     }
     facts = {name: _words(value) for name, value in facts.items() if value is not None and _words(value)}
     return facts | _other_options(run)
+
+
+def _backbone(run: SearchRun) -> str:
+    """With its tag, unless a detector that the search started from decided it."""
+    named = None if run.option("detector") else run.option("backbone")
+    return named or run.genotype.architecture
 
 
 def _kernels(run: SearchRun) -> str | None:
@@ -390,9 +396,8 @@ def _train_command(run: SearchRun) -> list[str]:
 
     The options at which both have the same default, as most are, are left out.
     """
-    backbone = run.genotype.architecture if run.option("detector") else run.option("backbone", "")
     words = ["nats", "train", "--data", str(run.option("data", "DATA"))]
-    words += ["--backbone", backbone.removeprefix(VARIANT_PREFIX) or run.genotype.architecture]
+    words += ["--backbone", _backbone(run).removeprefix(VARIANT_PREFIX)]
     own = {field.name for field in dataclasses.fields(TrainConfig)} - {f.name for f in dataclasses.fields(RunConfig)}
     hidden = own | NOT_CARRIED | (OF_DETECTOR if run.option("detector") else set())
     for name, value in _changed_options(run, TrainConfig, hidden).items():

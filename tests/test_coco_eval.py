@@ -6,9 +6,6 @@ import importlib.util
 import io
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +23,7 @@ from torch import nn
 
 from nats_zoo.detection.coco_eval import Metrics, evaluate, load_results, predict, save_results
 from nats_zoo.detection.datasets import CocoDataset, DataError, find_split
+from tests.two_processes import launch_two
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -519,18 +517,8 @@ def test_progress_is_shown_on_request_only(dataset, accelerator, capsys):
 
 def test_two_processes_give_the_same_list_and_figures_as_one(dataset, script, accelerator, tmp_path):
     """Seven images, so that the last batch of two processes is filled up with images that came before."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
     arguments = [str(dataset.annotations), str(dataset.images)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*launch, script.__file__, *arguments, str(tmp_path / "two")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = launch_two(script.__file__, *arguments, tmp_path / "two", timeout=600)
     assert done.returncode == 0, done.stderr
     for batch_size in (1, 2, 5):
         script.main(*arguments, tmp_path / f"one{batch_size}", batch_size, accelerator)

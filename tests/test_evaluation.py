@@ -5,11 +5,8 @@ import io
 import itertools
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +29,7 @@ from nats_zoo.detection.eval_errors import FALSE_KINDS, MISSED_KINDS, best_thres
 from nats_zoo.detection.eval_report import _class_curves
 from nats_zoo.detection.evaluation import evaluate_model
 from nats_zoo.detection.formats import open_split
+from tests.two_processes import launch_two
 
 CLASSES = {7: "cat", 12: "dog", 90: "bus"}
 SMALL = {"fpn_channels": 8, "head_size": 16, "mask_channels": 8, "min_size": 64, "max_size": 128, "detections": 20}
@@ -246,17 +244,7 @@ def model(data, tmp_path_factory) -> Path:
 def test_two_processes_equal_one_byte_for_byte(data, model, tmp_path, capsys):
     """Images of odd sizes, seven of them, some without detections, with masks; through `accelerate launch`."""
     arguments = ["evaluate", str(model), str(data), "--split", "val", "--workers", "0", "--report"]
-    # --cpu would start a single process
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    done = subprocess.run(
-        [*launch, "-m", "nats_zoo", *arguments, "--output", str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = launch_two("-m", "nats_zoo", *arguments, "--output", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert cli.main([*arguments, "--output", str(tmp_path / "one")]) == 0
     printed = capsys.readouterr().out

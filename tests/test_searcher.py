@@ -25,6 +25,7 @@ from nats_zoo.search import SPACES, SearchConfig, Searcher, SearchError
 from nats_zoo.search.cost import ConvCost, CostTable
 from nats_zoo.search.start import held_back, split_for_search
 from nats_zoo.search.supernet import alpha_dict, entropy
+from tests.two_processes import launch_two
 
 CONVS = ["layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2"]  # of timm's smallest ResNet
 TRAIN = 7  # images: halves of 3 and 4
@@ -507,36 +508,17 @@ sys.exit(cli.main())
 """
 
 
-def launch_two(arguments):
-    """`accelerate launch` with two CPU processes: exit code, stdout, stderr."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
-    # --multi_gpu starts several processes without MPI; what they run on is the environment's business.
-    options = ["--multi_gpu", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    process = subprocess.Popen(
-        [*launcher, *options, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        printed, errors = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # the launcher and its processes
-        raise
-    return process.returncode, printed, errors
-
-
 def test_two_processes_make_one_search(options, tmp_path):
     chosen = options(tmp_path / "run", epochs=1, alpha_start=0, val_split="val")
     script = tmp_path / "watched.py"
     script.write_text(WATCHED)
-    code, printed, errors = launch_two([str(script), *command_line(chosen)])
-    assert code == 0, errors
+    done = launch_two(script, *command_line(chosen))
+    assert done.returncode == 0, done.stderr
     found = genotype(chosen)
-    lines = [line for line in printed.splitlines() if not line.startswith("warning: ")]
-    assert lines == str(found).splitlines()  # not from both
+    run = tmp_path / "run"
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("warning: ")]
+    results = [f"genotype: {run / 'genotype.json'}", f"report: {run / 'report' / 'report.md'}"]
+    assert lines == [*str(found).splitlines(), "", *results]  # not from both
     assert found.provenance["images_per_step"] == 2
     assert shlex.split(found.provenance["command"])[:2] == ["nats", "search"]
     (record,) = records(chosen, "alpha")
@@ -553,10 +535,10 @@ def test_two_processes_come_to_the_same_genotype_in_other_modes(mode, options, t
     chosen = options(tmp_path / "run", mode=mode, space="C", epochs=1, alpha_start=0, level="single", **sizes)
     script = tmp_path / "watched.py"
     script.write_text(WATCHED)
-    code, printed, errors = launch_two([str(script), *command_line(chosen)])
-    assert code == 0, errors
+    done = launch_two(script, *command_line(chosen))
+    assert done.returncode == 0, done.stderr
     found = genotype(chosen)
-    assert printed.startswith(f"{found}\n")
+    assert done.stdout.startswith(f"{found}\n")
     ends = [json.loads((tmp_path / f"watched.py.{rank}").read_text()) for rank in (0, 1)]
     assert ends[0] == ends[1]
     per_channel = {

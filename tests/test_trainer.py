@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -35,6 +34,7 @@ from nats_zoo.detection.evaluation import evaluate_model
 from nats_zoo.detection.loop import EpochLoader, Interrupted
 from nats_zoo.detection.run_folder import RunError
 from nats_zoo.detection.trainer import synchronise_norms
+from tests.two_processes import launch_two
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_accelerate")
 
@@ -571,12 +571,6 @@ Path(sys.argv[2]).with_suffix(f".{accelerator.process_index}").write_text(json.d
 """
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def launched(inputs, tmp_path_factory) -> SimpleNamespace:
     """A run in two processes on the CPU, as `accelerate launch` starts them, with averaged weights."""
@@ -584,10 +578,7 @@ def launched(inputs, tmp_path_factory) -> SimpleNamespace:
     script = root / "train.py"
     script.write_text(PROCESS)
     config = create_config(inputs, root / "run", epochs=1, checkpoint_every=1, ema=0.9)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    command = [*launcher, f"--main_process_port={free_port()}", script, options_of(config), root / "found"]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    result = launch_two(script, options_of(config), root / "found", timeout=600)
     assert result.returncode == 0, result.stderr
     found = [json.loads((root / f"found.{rank}").read_text()) for rank in (0, 1)]
     return SimpleNamespace(output=root / "run", found=found, config=config)
