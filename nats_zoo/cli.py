@@ -398,7 +398,7 @@ def erf(
 def export(
     model: str,
     output: str | None = None,
-    format: Literal["onnx", "torch", "torchscript"] | None = None,
+    format: Literal["auto", "onnx", "torch", "torchscript"] = "auto",
     genotype: str | None = None,
     weights: str | None = None,
     outputs: Literal["features", "logits"] = "features",
@@ -412,8 +412,8 @@ def export(
     Args:
         model: a variant or timm network, or the folder or Hub repository (org/name, org/name@revision) of a backbone.
         output: the file; default: the model's name in the working folder, with the format's suffix.
-        format: onnx, torch (a torch.export program) or torchscript (a trace); default: that of the output's suffix,
-            .onnx, .pt2 or .pt; without an output onnx.
+        format: onnx, torch (a torch.export program) or torchscript (a trace); auto: that of the output's suffix, .onnx,
+            .pt2 or .pt, and onnx without an output.
         genotype: a genotype's name or file; default: the model's own.
         weights: random, pretrained (timm's, downloaded unless cached), or the folder, safetensors file or Hub
             repository of a model; default: the model folder's own. A name needs it.
@@ -432,13 +432,14 @@ def export(
     from .source import create_backbone, find_source
 
     source = find_source(model, genotype)
-    chosen = format or ("onnx" if output is None else format_of(output))
-    target = _output_file(output or source.label + SUFFIXES[chosen])
+    if format == "auto":
+        format = "onnx" if output is None else format_of(output)
+    target = _output_file(output or source.label + SUFFIXES[format])
     torch.manual_seed(0)  # of random weights
     network = create_backbone(source, weights, with_classifier=outputs == "logits")
     if deploy:
         network = reparameterize_model(network)
-    written = export_network(network, target, chosen, size, source.in_channels, not fixed, opset)
+    written = export_network(network, target, format, size, source.in_channels, not fixed, opset)
     print(*describe_file(network, target, written), sep="\n")
 
 

@@ -122,7 +122,7 @@ def test_version(capsys):
         ("list", ["--json"]),
         ("show", ["genotype", "--output"]),
         ("erf", ["model", "--genotype", "--weights", "--size", "--stage", "--seed"]),
-        ("export", ["model", "--format {onnx,torch,torchscript,null}", "--deploy", "--fixed", "--opset"]),
+        ("export", ["model", "--format {auto,onnx,torch,torchscript}", "--deploy", "--fixed", "--opset"]),
         ("search", ["--groups", "--alpha_start", "--config"]),
         ("control", ["{uniform,random,shares,shuffled}", "--dilation", "--shares", "--seed"]),
         ("train", ["--genotype", "--lr_steps", "--resume"]),
