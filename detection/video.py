@@ -114,6 +114,9 @@ def import_av(path: str | os.PathLike) -> Any:
         import av
     except ImportError as error:
         raise NatsError(f"{path}: videos take PyAV: pip install 'nats-zoo[video]', or pip install av") from error
+    # Older torchvisions have FFmpeg's threads log into Python; one that does while Python waits for its end, waits for
+    # Python, for ever.
+    av.logging.set_level(None)
     return av
 
 

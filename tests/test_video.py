@@ -73,6 +73,12 @@ def predict(model, *arguments):
     return cli.main(["predict", str(model), *map(str, arguments), "--threshold", "0"])
 
 
+def test_decoders_do_not_log_into_python_which_waits_for_their_end(tmp_path):
+    av.logging.set_level(av.logging.ERROR)  # as a torchvision with video readers does
+    probe_video(film(tmp_path / "cats.mp4"))
+    assert av.logging.get_level() is None
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_every_frame_is_drawn_at_its_size_and_time(model, tmp_path, batch_size, capsys):
     source = film(tmp_path / "cats.mp4")
