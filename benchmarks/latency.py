@@ -22,7 +22,6 @@ file is written after each measurement, so that an interrupted run keeps what it
 """
 
 import argparse
-import csv
 import itertools
 import random
 import statistics
@@ -34,13 +33,13 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from common import height_x_width, positive, synchronise, write_csv
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import nats_zoo
 from nats_zoo import Genotype, NatsError, RegroupedConv2d
-from nats_zoo.files import atomic_file
 from nats_zoo.genotype import Dilation, Run, resolve_genotype, runs_from_channels
 from nats_zoo.nats_resnet import DEFAULT_GENOTYPES, default_genotype
 from nats_zoo.search.profile import device_name
@@ -218,16 +217,11 @@ def time_interleaved(
 
 
 def _time_once(network: Callable[[Tensor], Any], images: Tensor) -> float:
-    _synchronise(images.device)
+    synchronise(images.device)
     start = time.perf_counter()
     network(images)
-    _synchronise(images.device)
+    synchronise(images.device)
     return 1000 * (time.perf_counter() - start)
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def summarise(times: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
@@ -314,14 +308,6 @@ def print_header(width: int) -> None:
     print(" " * width, *(f"{name:<{w}}" for name, w in zip(HEADER, widths, strict=True)), sep="  ")
 
 
-def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the rows as a CSV file, atomically."""
-    with atomic_file(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -340,35 +326,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--max-dilations",
         nargs="+",
-        type=_positive,
+        type=positive,
         default=[None],
         metavar="K",
         help="merge the genotype to at most K dilations per convolution",
     )
     add("--form", nargs="+", choices=FORMS, default=["eager", "deploy"], help="how the networks run")
-    add("--size", nargs="+", type=_size, default=[(512, 512)], metavar="HxW", help="input sizes in pixels")
-    add("--batch", nargs="+", type=_positive, default=[1], help="images per forward pass")
+    add("--size", nargs="+", type=height_x_width, default=[(512, 512)], metavar="HxW", help="input sizes in pixels")
+    add("--batch", nargs="+", type=positive, default=[1], help="images per forward pass")
     add("--memory-format", nargs="+", choices=MEMORY_FORMATS, default=["contiguous"], help="of weights and images")
     add("--dtype", choices=DTYPES, default="float32", help="of weights and images")
     add("--device", default="cpu", help="cpu, cuda, cuda:1")
     add("--repeats", type=_at_least_two, default=20, help="timed rounds")
-    add("--warmup", type=_positive, default=3, help="rounds before timing starts")
-    add("--threads", type=_positive, help="CPU threads; without it torch's own choice")
+    add("--warmup", type=positive, default=3, help="rounds before timing starts")
+    add("--threads", type=positive, help="CPU threads; without it torch's own choice")
     add("--seed", type=int, default=0, help="of the images and of the uniform genotype")
     add("--csv", type=Path, metavar="FILE", help="also write the rows there")
     return parser.parse_args(argv)
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    return _positive(height), _positive(width)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 def _at_least_two(text: str) -> int:

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import write_csv
 
 import nats_zoo
 from nats_zoo import NatsError
 from nats_zoo.detection import CocoDataset, TrainConfig, Trainer
 from nats_zoo.detection.datasets import find_split
 from nats_zoo.detection.detector_config import FRAMEWORKS
-from nats_zoo.files import atomic_file
 from nats_zoo.search.profile import device_name
 
 GOAL = 90.0
@@ -137,14 +137,6 @@ def read_rows(path: Path | None) -> list[dict[str, Any]]:
         return list(csv.DictReader(file))
 
 
-def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the rows as a CSV file, atomically."""
-    with atomic_file(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def find_row(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The row of these settings, if it is there."""
     wanted = {key: str(value) for key, value in settings.items()}
@@ -173,7 +165,7 @@ def run(args: argparse.Namespace) -> None:
                 if found is None:
                     rows.append(settings | measure(framework, backbone, data, args) | machine(args))
                     if args.csv:
-                        write_rows(rows, args.csv)
+                        write_csv(rows, args.csv)
                 print_row(found or rows[-1], old=found is not None)
 
 

@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
+from common import positive, write_csv
 from PIL import Image
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
@@ -46,7 +47,6 @@ import nats_zoo
 from nats_zoo import Genotype, NatsError, transform
 from nats_zoo.batch_norm import recalibrate_bn
 from nats_zoo.errors import one_line
-from nats_zoo.files import atomic_file
 from nats_zoo.genotype import runs_from_channels
 from nats_zoo.search import (
     SearchedConv2d,
@@ -528,15 +528,6 @@ def find_row(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> 
     return next((row for row in rows if all(str(row[key] or "") == value for key, value in wanted.items())), None)
 
 
-def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the rows as a CSV file, atomically; rows of another space may have other columns."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_file(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def print_row(row: Mapping[str, Any], old: bool) -> None:
     """One line of the table, and one for each miss."""
     stages = [f"{row[f'recovered_layer{n}']:>9}" for n in (2, 3, 4) if row.get(f"recovered_layer{n}")]
@@ -563,32 +554,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--mode", nargs="+", choices=MODES, default=[*MODES], help="of the search")
     add("--seed", nargs="+", type=int, default=[0], help="of the genotype, the crops and the search")
     add("--space", default="C", help="A, B, C or a YAML file")
-    add("--groups", type=_positive, default=16, help="groups per convolution")
+    add("--groups", type=positive, default=16, help="groups per convolution")
     add("--norm", choices=("live", "calibrated"), default="live", help="batch statistics, or measured and frozen ones")
     add("--at", choices=("layers", "blocks"), default="layers", help="whose outputs the loss compares")
     add("--train-kernels", action="store_true", help="train the searched kernels too (not in sensitivity mode)")
-    add("--crop", type=_positive, default=480, metavar="PIXELS", help="side of the crops")
-    add("--batch", type=_positive, default=2, help="crops per step")
-    add("--steps", type=_positive, default=60, help="of alpha")
+    add("--crop", type=positive, default=480, metavar="PIXELS", help="side of the crops")
+    add("--batch", type=positive, default=2, help="crops per step")
+    add("--steps", type=positive, default=60, help="of alpha")
     add("--lr", type=float, default=0.1, help="of alpha's Adam")
     add("--kernel-lr", type=float, default=1e-4, help="of the kernels' Adam")
-    add("--calibrate-every", type=_positive, default=20, metavar="STEPS", help="with --norm calibrated")
-    add("--calibration-batches", type=_positive, default=8, help="with --norm calibrated")
-    add("--score-batches", type=_positive, default=4, help="in sensitivity mode")
-    add("--held-back-batches", type=_positive, default=2, help="in sensitivity mode")
-    add("--rounds", type=_positive, default=100, help="most rounds of scoring in sensitivity mode")
+    add("--calibrate-every", type=positive, default=20, metavar="STEPS", help="with --norm calibrated")
+    add("--calibration-batches", type=positive, default=8, help="with --norm calibrated")
+    add("--score-batches", type=positive, default=4, help="in sensitivity mode")
+    add("--held-back-batches", type=positive, default=2, help="in sensitivity mode")
+    add("--rounds", type=positive, default=100, help="most rounds of scoring in sensitivity mode")
     add("--precision", choices=("no", "bf16"), default="no", help="mixed precision")
     add("--device", default="cpu", help="cpu, cuda, cuda:1")
-    add("--threads", type=_positive, help="CPU threads; without it torch's own choice")
+    add("--threads", type=positive, help="CPU threads; without it torch's own choice")
     add("--csv", type=Path, metavar="FILE", help="also write the rows there, and skip those that are there")
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 def check_crop(args: argparse.Namespace) -> None:
@@ -617,7 +601,7 @@ def run(args: argparse.Namespace) -> None:
                 row = settings | measure(mode, seed, args) | machine(args)
                 rows.append(row)
                 if args.csv:
-                    write_rows(rows, args.csv)
+                    write_csv(rows, args.csv)
             print_row(found or row, old=found is not None)
 
 

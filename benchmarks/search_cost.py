@@ -25,7 +25,6 @@ written after each round, so that an interrupted run keeps what it has.
 """
 
 import argparse
-import csv
 import ctypes
 import dataclasses
 import gc
@@ -42,6 +41,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from common import height_x_width, positive, synchronise, write_csv
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -50,7 +50,6 @@ from nats_zoo import NatsError
 from nats_zoo.detection import create_detector
 from nats_zoo.detection.detectors import freeze, recalibrate_backbone, resized_batches
 from nats_zoo.detection.loop import set_lr
-from nats_zoo.files import atomic_file
 from nats_zoo.search import SearchConfig, build_supernet, calibrate, draw_pairs, find_space
 from nats_zoo.search.profile import device_name
 from nats_zoo.search.searcher import create_alpha_optimizer, create_weight_optimizer, split_parameters
@@ -210,16 +209,11 @@ def time_rounds(
 
 def _time_once(round_: Callable[[int], Any], number: int, args: argparse.Namespace) -> float:
     clock = time.perf_counter if args.clock == "wall" else time.process_time
-    _synchronise(args.device)
+    synchronise(args.device)
     start = clock()
     round_(number)
-    _synchronise(args.device)
+    synchronise(args.device)
     return clock() - start
-
-
-def _synchronise(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def summarise(times: Mapping[str, Sequence[float]], images_per_round: int) -> dict[str, dict[str, float]]:
@@ -400,14 +394,6 @@ def goal_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the rows as a CSV file, atomically."""
-    with atomic_file(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -436,20 +422,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=["own"],
         help="tied, untied, or the mode's own: untied in mixture, tied in sampled; sensitivity has tied ones only",
     )
-    add("--size", type=_size, default=(512, 512), metavar="HxW", help="of the images in pixels")
-    add("--batch", type=_positive, default=2, help="images per update")
-    add("--groups", type=_positive, default=16, help="groups per convolution")
+    add("--size", type=height_x_width, default=(512, 512), metavar="HxW", help="of the images in pixels")
+    add("--batch", type=positive, default=2, help="images per update")
+    add("--groups", type=positive, default=16, help="groups per convolution")
     add("--space", default="C", help="A, B, C or a YAML file")
     add("--norm", choices=("calibrated", "live", "frozen"), default="calibrated", help="batch norm, as in a search")
-    add("--fpn-channels", type=_positive, default=256, help="channels of the feature pyramid")
-    add("--head-size", type=_positive, default=1024, help="width of the box head")
-    add("--roi-samples", type=_positive, default=512, help="regions per image on which the box head is trained")
+    add("--fpn-channels", type=positive, default=256, help="channels of the feature pyramid")
+    add("--head-size", type=positive, default=1024, help="width of the box head")
+    add("--roi-samples", type=positive, default=512, help="regions per image on which the box head is trained")
     add("--precision", choices=("no", "bf16"), default="no", help="mixed precision")
     add("--memory-format", choices=MEMORY_FORMATS, default="contiguous", help="of the weights")
     add("--device", default="cpu", help="cpu, cuda, cuda:1")
-    add("--repeats", type=_positive, default=10, help="timed rounds")
-    add("--warmup", type=_positive, default=1, help="rounds before timing starts")
-    add("--threads", type=_positive, help="CPU threads; without it torch's own choice")
+    add("--repeats", type=positive, default=10, help="timed rounds")
+    add("--warmup", type=positive, default=1, help="rounds before timing starts")
+    add("--threads", type=positive, help="CPU threads; without it torch's own choice")
     add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's time, where others run too")
     add("--no-memory", dest="memory", action="store_false", help="leave out what is measured in further processes")
     add("--seed", type=int, default=0, help="of weights, images and pairs")
@@ -465,18 +451,6 @@ def _named(text: str) -> tuple[str, str]:
     if not model or not path:
         raise argparse.ArgumentTypeError(f"{text!r}: expected MODEL=FOLDER")
     return model, path
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    return _positive(height), _positive(width)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 def run(args: argparse.Namespace) -> None:

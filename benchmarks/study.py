@@ -42,6 +42,7 @@ from typing import Any, NamedTuple
 
 import study_report
 import yaml
+from common import positive
 from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
@@ -553,7 +554,7 @@ class Runner:
             self.failures[task.label] = problem
         self.bar.update()
         self.bar.write(f"{task.label}: {problem or 'done'}", file=sys.stderr)
-        study_report.write_csv(task.study.output)
+        study_report.write_results(task.study.output)
 
     def _stop(self) -> None:
         for task in self.running:
@@ -603,15 +604,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--weights", default="pretrained", help="the backbone's weights, as for nats train")
     add("--backbone", help="timm name of the plain network")
     add("--arms", nargs="+", default=["plain", "random", "searched"], metavar="ARM", help="see below")
-    add("--blocks", type=_positive, default=study_report.ENOUGH_BLOCKS, help="how many; 8 or more conclude something")
+    add("--blocks", type=positive, default=study_report.ENOUGH_BLOCKS, help="how many; 8 or more conclude something")
     add("--eval-split", default="val", help="split on which the last weights are evaluated")
     add("--search-mode", help="instead of the search recipe's mode")
     add("--shares", metavar="YAML", help="of the arm shares: a file, or text such as '{3: {1x1: 0.5, 1x3: 0.5}}'")
-    add("--sizes", nargs="+", type=_positive, metavar="PIXELS", help="square input sizes; default: the recipe's")
+    add("--sizes", nargs="+", type=positive, metavar="PIXELS", help="square input sizes; default: the recipe's")
     add("--transpose", action="store_true", help="run on the data set's transposed twin, in the same folder")
     add("--seed", type=int, default=0, help="of block 0; the others follow")
-    add("--jobs", type=_positive, default=1, help="runs at once")
-    add("--threads", type=_positive, help="CPU threads of each run; default: the machine's, shared among the jobs")
+    add("--jobs", type=positive, default=1, help="runs at once")
+    add("--threads", type=positive, help="CPU threads of each run; default: the machine's, shared among the jobs")
     add("--keep", choices=("none", "model", "all"), default="model", help="weights kept of finished runs")
     add("--report-only", action="store_true", help="report what the folder holds, and run nothing")
     args = parser.parse_args(argv)
@@ -619,13 +620,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if missing and not args.report_only:
         parser.error(f"--{missing[0].replace('_', '-')} is missing")
     return args
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 def run_study(args: argparse.Namespace) -> dict[str, str]:

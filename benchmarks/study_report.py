@@ -1,6 +1,5 @@
 """What a study's folder says: results.csv, report.md and study.png. Reads finished runs only; see study.py."""
 
-import csv
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from common import write_csv
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from paired import ENOUGH_BLOCKS, Agreement, Paired, agreement, paired
@@ -88,7 +88,7 @@ def report(folder: Path) -> str:
     """
     if not (folder / "study.json").is_file():
         raise NatsError(f"{folder}: holds no study (no study.json in it)")
-    results = write_csv(folder)
+    results = write_results(folder)
     if not results:
         return "No run is finished yet."
     recipe = read_json(folder / "study.json")["train"]
@@ -99,15 +99,11 @@ def report(folder: Path) -> str:
     return text
 
 
-def write_csv(folder: Path) -> list[Result]:
+def write_results(folder: Path) -> list[Result]:
     """Write results.csv, one line per finished run; returns them."""
     results = read_results(folder)
     if results:
-        rows = [result.row() for result in results]
-        with atomic_file(folder / "results.csv") as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv([result.row() for result in results], folder / "results.csv")
     return results
 
 

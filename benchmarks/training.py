@@ -18,7 +18,6 @@ The goal is a ratio of at least 0.95. The CSV file is written after each round.
 """
 
 import argparse
-import csv
 import statistics
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 import torchvision
+from common import positive, write_csv
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import CocoDetection
@@ -49,7 +49,6 @@ from nats_zoo.detection import TrainConfig, Trainer
 from nats_zoo.detection.datasets import find_split
 from nats_zoo.detection.detector_config import DetectorConfig
 from nats_zoo.detection.loop import Interrupted
-from nats_zoo.files import atomic_file
 from nats_zoo.search.profile import device_name
 
 GOAL = 0.95
@@ -343,14 +342,6 @@ def goal_line(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"goal of at least {GOAL}: " + (f"missed by the clock: {', '.join(missed)}" if missed else "met")
 
 
-def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the rows as a CSV file, atomically."""
-    with atomic_file(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -376,29 +367,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--split", default="train")
     add("--backbone", default="resnet18", choices=BACKBONES)
     add("--weights", help="the backbone's: a folder or file; without it random ones, nothing frozen")
-    add("--min-size", type=_positive, default=320, help="short side of the resized images in pixels")
-    add("--max-size", type=_positive, default=533, help="limit on the long side")
-    add("--batch", type=_positive, default=2, help="images per step")
-    add("--fpn-channels", type=_positive, default=256, help="channels of the feature pyramid")
-    add("--head-size", type=_positive, default=1024, help="width of the box head")
-    add("--roi-samples", type=_positive, default=512, help="regions per image on which the box head is trained")
+    add("--min-size", type=positive, default=320, help="short side of the resized images in pixels")
+    add("--max-size", type=positive, default=533, help="limit on the long side")
+    add("--batch", type=positive, default=2, help="images per step")
+    add("--fpn-channels", type=positive, default=256, help="channels of the feature pyramid")
+    add("--head-size", type=positive, default=1024, help="width of the box head")
+    add("--roi-samples", type=positive, default=512, help="regions per image on which the box head is trained")
     add("--precision", choices=("no", "bf16"), default="no", help="mixed precision")
     add("--memory-format", choices=("contiguous", "channels_last"), default="contiguous", help="of the weights")
     add("--workers", type=int, default=0, help="data loading processes; the CPU clock does not count them")
-    add("--rounds", type=_positive, default=10, help="timed rounds")
-    add("--steps", type=_positive, default=8, help="in a round")
-    add("--warmup", type=_positive, default=1, help="rounds before timing starts")
-    add("--threads", type=_positive, help="CPU threads; without it torch's own choice")
+    add("--rounds", type=positive, default=10, help="timed rounds")
+    add("--steps", type=positive, default=8, help="in a round")
+    add("--warmup", type=positive, default=1, help="rounds before timing starts")
+    add("--threads", type=positive, help="CPU threads; without it torch's own choice")
     add("--seed", type=int, default=0)
     add("--csv", type=Path, metavar="FILE", help="also write the rows there")
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

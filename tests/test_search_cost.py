@@ -195,9 +195,10 @@ def test_prints_a_table_and_writes_csv(search_cost, tmp_path, capsys):
 
 # In a shell's background interrupts are ignored, and would be by the child too.
 HEED_INTERRUPTS = """
-import runpy, signal, sys
+import os, runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

@@ -40,20 +40,13 @@ CONVS = ["layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2"]  # of timm's smal
 
 
 @pytest.fixture(scope="module")
-def modules():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield {name: importlib.import_module(name) for name in ("study", "study_report")}
+def study():
+    return importlib.import_module("study")
 
 
 @pytest.fixture(scope="module")
-def study(modules):
-    return modules["study"]
-
-
-@pytest.fixture(scope="module")
-def reporting(modules):
-    return modules["study_report"]
+def reporting():
+    return importlib.import_module("study_report")
 
 
 @pytest.fixture(scope="module")
