@@ -288,9 +288,9 @@ def _padded_size(detector: nn.Module, size: tuple[int, int]) -> tuple[int, ...]:
 
 
 def _count_boxes(number: int, threshold: float) -> str:
-    return (
-        f"{number} {'box' if number == 1 else 'boxes'}" if number else f"no box with a score of {threshold:g} or more"
-    )
+    if not number:
+        return f"no box with a score of {threshold:g} or more"
+    return f"{number} {'box' if number == 1 else 'boxes'}"
 
 
 # Videos
