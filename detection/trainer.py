@@ -287,16 +287,19 @@ class Trainer(ResumableLoop):
 
 def create_accelerator(precision: Precision | None) -> Accelerator:
     """The accelerator of a precision; devices and processes are what `accelerate launch` says."""
+    started = int(os.environ.get("WORLD_SIZE") or 1)
+    alone = (
+        f"started as one of {started} processes, but finds no device to share; for processes on the CPU set the"
+        " environment variable ACCELERATE_USE_CPU=true"
+    )
     try:
         accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[process_group()])
     except ValueError as error:  # a precision that this machine lacks
+        if "MASTER_ADDR" in str(error):  # older versions look for the others at once
+            raise NatsError(alone) from error
         raise NatsError(f"precision: {one_line(error)}") from error
-    started = int(os.environ.get("WORLD_SIZE") or 1)
     if accelerator.num_processes != started:  # each would begin the whole run, in the same folder
-        raise NatsError(
-            f"started as one of {started} processes, but finds no device to share; for processes on the CPU set the"
-            " environment variable ACCELERATE_USE_CPU=true"
-        )
+        raise NatsError(alone)
     if precision == "fp16" and accelerator.scaler is None:  # accelerate would silently compute in float32
         raise NatsError(f"precision: fp16 is not for the device {accelerator.device.type!r}, bf16 may be")
     return accelerator

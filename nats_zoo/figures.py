@@ -239,7 +239,8 @@ def prediction_scatter(trials: Sequence[Mapping[str, Any]], path: str | os.PathL
             axes.scatter(x, y, s=50, color=colour, marker=marker, label=f"{label} ({len(points)})", zorder=3)
     _label_points(axes, drawn)
     axes.set_xlabel("predicted change of the loss (numbers: groups changed)", fontsize=9)
-    _finish(axes, "actual change of the loss on held-back images")
+    _finish(axes, "actual change of the loss on held-back images", legend=False)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)  # anywhere else it may cover trials
     _save_png(figure, path)
 
 
@@ -539,7 +540,7 @@ def _smooth(values: Sequence[float]) -> np.ndarray:
     return np.divide(total, count, out=np.full(len(array), np.nan), where=count > 0.5)
 
 
-def _finish(axes: Axes, ylabel: str, bottom: float | None = None) -> None:
+def _finish(axes: Axes, ylabel: str, bottom: float | None = None, legend: bool = True) -> None:
     axes.set_ylabel(ylabel, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(color="#e6e6e6", linewidth=0.8)
@@ -547,7 +548,7 @@ def _finish(axes: Axes, ylabel: str, bottom: float | None = None) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if bottom is not None:
         axes.set_ylim(bottom=bottom)
-    if len(axes.get_legend_handles_labels()[0]) > 1:
+    if legend and len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(fontsize=8, frameon=False, ncols=2)
 
 

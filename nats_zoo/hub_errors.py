@@ -75,6 +75,11 @@ def retried(what: str, call: Callable[[], Result], statuses: Sequence[int] = BUS
     raise AssertionError("unreachable")
 
 
+def _is_of_upload(response: Any) -> bool:
+    """Whether it answers what comes before a commit, and has no effect without one; older clients give up there."""
+    return "/info/lfs/" in str(getattr(response, "url", ""))
+
+
 def _wait_after(error: BaseException, attempt: int, statuses: Sequence[int]) -> float | None:
     """Seconds until the next try; None: there is no use in one."""
     if (
@@ -82,7 +87,7 @@ def _wait_after(error: BaseException, attempt: int, statuses: Sequence[int]) -> 
     ):  # a cut body, which older clients do not take up by themselves
         return 1.0
     response = _response(error)
-    if response is None or response.status_code not in statuses:
+    if response is None or response.status_code not in (BUSY if _is_of_upload(response) else statuses):
         return None
     asked = _retry_after(response)
     wait = 2.0 ** (attempt - 1) if asked is None else asked

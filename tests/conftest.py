@@ -31,10 +31,16 @@ def one_thread():
 
 @pytest.fixture
 def fresh_accelerate():
-    """accelerate keeps the precision of a process's first Accelerator; forget it before and after a test."""
+    """accelerate keeps the precision of a process's first Accelerator; forget it before and after a test.
+
+    It also writes into the environment, which other tests have as it was.
+    """
+    before = dict(os.environ)
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -369,7 +369,7 @@ def test_a_published_detector_computes_the_same_in_another_process(round_trip, d
         ("revision", "org/detector: no such folder, and from the Hub: the repository has no revision 'v9'"),
         ("backbone", "config.json: model_args: expected a backbone's genotype as an object"),
         ("weights", "org/nothing: no such folder, and from the Hub: no such repository, or it is private"),
-        ("pretrained", "backbone mobilenetv3_small_050: "),
+        ("pretrained", "weights: timm/mobilenetv3_small_050.lamb_in1k: "),
     ],
 )
 def test_what_can_not_be_pulled_is_one_line(round_trip, case, words):

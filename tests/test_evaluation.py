@@ -478,7 +478,8 @@ def test_curves_of_eighty_classes_are_readable():
     assert not any(one.overlaps(other) for one, other in itertools.combinations(titles, 2))
     assert all(0 <= title.x0 < title.x1 <= figure.bbox.width for title in titles)
     assert min(axes.get_window_extent().width for axes in panels) > 0.9 * figure.dpi
-    areas = [np.trapezoid(*axes.lines[0].get_data()[::-1]) for axes in panels]
+    curves = [axes.lines[0].get_data() for axes in panels]
+    areas = [float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum()) for x, y in curves]  # numpy 2 has a function for it
     assert areas == pytest.approx([1.0] * 60 + [0.0] * 20)
 
 

@@ -56,6 +56,10 @@ def features(build, name, deployed=False, wrong=False):
     return build(name, deployed, wrong, features_only=True, out_indices=(1, 2, 3, 4))
 
 
+# torch.export keeps the sizes of a feature map's network open, but for their being multiples of 32, until torch 2.7.
+IS_OLD = torch.__version__.startswith("2.6.")
+
+
 def noise(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
@@ -106,12 +110,13 @@ def test_onnx_of_any_batch_and_size(name, deployed, build, tmp_path):
 @some_networks
 def test_programs_of_torch_export(name, deployed, build, tmp_path):
     model = features(build, name, deployed)
-    export(model, tmp_path / "m.pt2", "torch", size=64)
+    written = export(model, tmp_path / "m.pt2", "torch", size=64)
+    assert written.step == (32 if IS_OLD else 1)
     extra = {"nats_zoo.json": ""}
     loaded = torch.export.load(tmp_path / "m.pt2", extra_files=extra).module()
     assert json.loads(extra["nats_zoo.json"])["outputs"] == STRIDES
     plain, wrong = features(build, name), features(build, name, wrong=True)
-    for images in (noise(1, 3, 64, 64), noise(3, 3, 71, 102)):
+    for images in (noise(1, 3, 64, 64), noise(3, 3, 96, 128) if IS_OLD else noise(3, 3, 71, 102)):
         assert_same(loaded(images), plain(images), wrong(images))
 
 

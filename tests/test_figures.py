@@ -384,7 +384,7 @@ def test_a_snapshot_stands_for_the_epoch_that_it_ends(tmp_path):
         is_colour = np.abs(image - np.array(BROWN_TO_GREEN(at)[:3]) * 255).max(-1) <= 2
         columns[name] = np.flatnonzero(is_colour.sum(0) > 50)
     assert columns["white"].max() < columns["green"].min()
-    assert len(columns["white"]) == pytest.approx(len(columns["green"]), abs=3)
+    assert len(columns["white"]) == pytest.approx(len(columns["green"]), abs=5)
 
 
 def test_scores_that_promise_a_lower_loss_are_blue_and_the_others_red(tmp_path):
@@ -418,9 +418,10 @@ def test_trials_lie_where_their_numbers_are_accepted_and_rejected_told_apart(tmp
     ]
     prediction_scatter(trials, tmp_path / "both.png")
     prediction_scatter([trials[0] | {"accepted": None}], tmp_path / "rejected.png")
-    image = read(tmp_path / "both.png")[80:]  # without the legend
+    image = read(tmp_path / "both.png")[40:]  # without the legend
     rejected, accepted = centre_of(image, "#d55e00"), centre_of(image, "#0072b2")
     assert (rejected < accepted).tolist() == [True, False]
+    assert rejected[1] - accepted[1] > 0.6 * len(image)  # at 1.0 and -1.0 of an axis with little more
     alone = read(tmp_path / "rejected.png")
     assert pixels_of(alone, "#d55e00") > 20
     assert pixels_of(alone, "#0072b2") == 0

@@ -305,7 +305,7 @@ def test_an_entry_point_builds_its_detector(framework, entries):
 
 def test_a_detectors_weights_are_timms_or_ones_own(entries, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(NatsError, match=r"^backbone nats_resnet18: "):
+    with pytest.raises(NatsError, match=r"^weights: timm/resnet18.tv_in1k: "):
         entries["fcos"]("nats_resnet18", pretrained=True)
     with pytest.raises(NatsError, match=r"^fcos: expected pretrained=True or weights=, found both$"):
         entries["fcos"]("nats_resnet18", pretrained=True, weights="mine")

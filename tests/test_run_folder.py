@@ -214,7 +214,7 @@ def test_without_tensorboard_a_run_that_asks_for_it_is_refused(tmp_path, monkeyp
     for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
-    with pytest.raises(NatsError, match=r"^tensorboard: needs the package .*nats-zoo\[tensorboard\]") as error:
+    with pytest.raises(NatsError, match=r"^tensorboard: needs the package .*nats-zoo\[tracking\]") as error:
         TrainConfig(**options, tensorboard=True)
     assert "\n" not in str(error.value)
     TrainConfig(**options)

@@ -316,7 +316,8 @@ def together(inputs, killed, tmp_path_factory) -> SimpleNamespace:
 @linux
 def test_when_a_process_is_killed_the_others_say_so_and_end(killed):
     assert killed.code != 0
-    assert killed.codes == {0: 2, 1: -signal.SIGKILL}
+    assert killed.codes[1] == -signal.SIGKILL
+    assert killed.codes.get(0, 2) == 2  # some launchers report the first one only
     assert "Traceback" not in killed.errors[0]
     (line,) = own_lines(killed.errors[0])
     (checkpoint,) = killed.output.glob("checkpoints/step_*")
