@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,10 +29,14 @@ Format = Literal["onnx", "torch", "torchscript"]
 INPUT_NAME = "images"
 INFO_NAME = "nats_zoo.json"  # the file inside a torch program that holds what `describe` says
 SMALLEST_SIDE = 64  # pixels: two cells of a map of stride 32, for a map of one row is a special case to torch
+MOST_IMAGES = 2**31 - 1  # of a batch; some versions of torch ask for a limit
 COARSE_STEP = 32  # pixels: the stride of the last map
 MOST_ONNX_BYTES = 2**31 - 2**20  # protobuf's limit for one file, and room for the graph
 TOLERANCE = 1e-4  # largest difference from the network's own output, relative to its largest value
+ONNX_TORCH = "2.7"  # the first whose exporter works with the onnxscript of today
 EXTRA = "pip install 'nats-zoo[export]'"
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal, in what exporters say
 
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2", "torchscript": ".pt"}
 
@@ -89,6 +94,7 @@ def export(
         raise NatsError(f"{path}: torch loads a program from files whose name ends in .pt2 only")
     shapes: list[tuple[int, ...]] = [(2, in_channels, height, width), (1, in_channels, height + 32, width + 64)]
     shapes = shapes if dynamic else [(1, in_channels, height, width)]
+    _check_packages(format)
     with evaluation_mode(model), torch.no_grad(), atomic_file(path) as scratch:
         run, step = WRITERS[format](model, _batch(shapes[0], model), scratch, dynamic, opset)
         if run is None:
@@ -153,9 +159,16 @@ def _check_options(format: str, dynamic: bool, opset: int | None) -> None:
         raise NatsError(f"opset: is for the format 'onnx', not for {format!r}")
     if not dynamic and format == "torchscript":
         raise NatsError("fixed: a TorchScript trace takes images of any size; leave it out")
-    missing = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
-    if format == "onnx" and missing:
-        raise NatsError(f"format 'onnx' needs the package {missing[0]}: {EXTRA}")
+
+
+def _check_packages(format: str) -> None:
+    if format != "onnx":
+        return
+    if torch.__version__ < ONNX_TORCH:
+        raise NatsError(f"format 'onnx' needs torch {ONNX_TORCH} or newer, this is {torch.__version__}")
+    for package in ("onnx", "onnxscript"):
+        if find_spec(package) is None:
+            raise NatsError(f"format 'onnx' needs the package {package}: {EXTRA}")
 
 
 def _batch(shape: tuple[int, ...], model: nn.Module) -> Tensor:
@@ -232,7 +245,7 @@ def _dynamic_shapes(step: int) -> tuple[dict[int, Any]]:
         dim(name, min=SMALLEST_SIDE) if step == 1 else step * dim(f"{name}_{step}", min=SMALLEST_SIDE // step)
         for name in ("height", "width")
     )
-    return ({0: dim("batch", min=1), 2: height, 3: width},)
+    return ({0: dim("batch", min=1, max=MOST_IMAGES), 2: height, 3: width},)
 
 
 def _write_trace(model: nn.Module, images: Tensor, path: Path, dynamic: bool, opset: int | None) -> tuple[Runner, int]:
@@ -270,7 +283,8 @@ def _exporter_errors(format: str) -> Iterator[None]:
     except (NatsError, OSError):
         raise
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        said = _COLOURS.sub("", str(error)).strip()
+        first = next(iter(said.splitlines()), type(error).__name__)
         raise NatsError(f"format {format!r}: the network can not be exported: {first}") from error
     finally:
         logging.disable(disabled)

@@ -14,6 +14,7 @@ from timm.utils import reparameterize_model
 
 from nats_zoo import Genotype, cli
 from nats_zoo.erf import erf_radius, plain_and_nats_fields
+from nats_zoo.export import ONNX_TORCH
 from nats_zoo.genotype import resolve_genotype
 from nats_zoo.nats_resnet import DEFAULT_GENOTYPES
 from nats_zoo.zoo import TABLE_WIDTH, list_zoo, origin
@@ -197,6 +198,10 @@ def test_export_writes_what_the_network_gives(options, home, say):
         torch.testing.assert_close(found[-1], model.eval().forward_features(images), rtol=1e-3, atol=1e-4)
 
 
+needs_onnx = pytest.mark.skipif(torch.__version__ < ONNX_TORCH, reason="an older torch exports nothing to ONNX")
+
+
+@needs_onnx
 def test_export_to_onnx_and_torchscript(home, say):
     pytest.importorskip("onnxscript")
     assert "checked on 1x3x64x96" in say(*EXPORT[:-1], "[64, 96]", "--fixed", "--output", "m.onnx")
@@ -212,6 +217,7 @@ def test_the_suffix_of_the_output_tells_the_format(home, say):
     torch.jit.load(home / "m.bin")
 
 
+@needs_onnx
 @torch.no_grad()
 def test_deployment_form_has_no_batch_norm(home, say):
     import onnx
