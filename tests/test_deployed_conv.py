@@ -88,7 +88,7 @@ def test_compilers_and_tracers(order, stride):
     graph.recompile()
     torch.testing.assert_close(graph(x), y)
     torch.testing.assert_close(torch.compile(deployed, backend="aot_eager", fullgraph=True)(x), y)
-    batch, height = torch.export.Dim("batch"), torch.export.Dim("height", min=5, max=4096)
+    batch, height = torch.export.Dim("batch", max=99), torch.export.Dim("height", min=5, max=999)
     exported = torch.export.export(deployed, (x,), dynamic_shapes=({0: batch, 2: height},))
     taller = torch.randn(3, 8, 17, 11)
     torch.testing.assert_close(exported.module()(taller), deployed(taller))
