@@ -37,6 +37,11 @@ class RecordsGenotype:
         return {"genotype": self.genotype.to_dict()}
 
 
+def cfg_value(cfg: Any, key: str) -> Any:
+    """A value of a pretrained cfg, which timm passes as a mapping or as its dataclass; None if it is not there."""
+    return cfg.get(key) if isinstance(cfg, Mapping) else getattr(cfg, key, None)
+
+
 def check_saved_args(arguments: Mapping[str, Any]) -> bool:
     """Check what timm read from a config.json before a network is built as it says.
 
@@ -52,8 +57,7 @@ def check_saved_args(arguments: Mapping[str, Any]) -> bool:
         NatsError: arguments or a pretrained cfg that are not taken from a config, see `config_limits`.
     """
     model_args, cfg = arguments.get("pretrained_model_args"), arguments.get("pretrained_cfg")
-    source = cfg.get("source") if isinstance(cfg, Mapping) else getattr(cfg, "source", None)
-    if source not in _SAVED and not model_args:
+    if cfg_value(cfg, "source") not in _SAVED and not model_args:
         return False
     saved = (model_args or {}).get("genotype")
     if saved is not None and not isinstance(saved, Mapping):

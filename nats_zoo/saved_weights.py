@@ -11,6 +11,7 @@ from typing import Any
 
 from .genotype import HUB_PREFIX, Genotype
 from .hub_client import resolve_folder
+from .model_args import cfg_value
 from .weights_file import FINGERPRINT_KEY, WEIGHTS_NAME, check_fingerprint, safetensors_metadata
 
 
@@ -24,21 +25,16 @@ def prepare_saved_weights(arguments: Mapping[str, Any]) -> None:
         NatsError: they can not be had, are not what the Hub says, are not safetensors, or say that they belong to
             another genotype than the config's.
     """
-    cfg, model_args = _get(arguments, "pretrained_cfg"), _get(arguments, "pretrained_model_args")
-    source = _get(cfg, "source")
+    cfg = arguments.get("pretrained_cfg")
+    source = cfg_value(cfg, "source")
     if source == "hf-hub":
-        name = HUB_PREFIX + _get(cfg, "hf_hub_id")
-        folder = resolve_folder(name, files=[WEIGHTS_NAME], cache_dir=_get(arguments, "cache_dir"))
+        name = HUB_PREFIX + cfg_value(cfg, "hf_hub_id")
+        folder = resolve_folder(name, files=[WEIGHTS_NAME], cache_dir=arguments.get("cache_dir"))
     elif source == "local-dir":
-        folder = Path(_get(cfg, "file"))
+        folder = Path(cfg_value(cfg, "file"))
     else:
         return
-    weights, genotype = folder / WEIGHTS_NAME, _get(model_args, "genotype")
+    weights, genotype = folder / WEIGHTS_NAME, (arguments.get("pretrained_model_args") or {}).get("genotype")
     # Without a fingerprint they were saved by timm, which knows of none.
     if genotype is not None and weights.is_file() and FINGERPRINT_KEY in safetensors_metadata(weights):
         check_fingerprint(weights, Genotype.from_dict(genotype, source="config.json: model_args: genotype"))
-
-
-def _get(values: Any, key: str) -> Any:
-    """Of a mapping, or of one of timm's dataclasses; None if it is not there."""
-    return values.get(key) if isinstance(values, Mapping) else getattr(values, key, None)

@@ -14,10 +14,10 @@ from timm.utils import reparameterize_model
 
 from nats_zoo import Genotype, cli
 from nats_zoo.erf import erf_radius, plain_and_nats_fields
-from nats_zoo.export import ONNX_TORCH
 from nats_zoo.genotype import resolve_genotype
 from nats_zoo.nats_resnet import DEFAULT_GENOTYPES
 from nats_zoo.zoo import TABLE_WIDTH, list_zoo, origin
+from tests.marks import needs_onnx
 
 GENOTYPE = Genotype(
     "test_resnet",
@@ -196,9 +196,6 @@ def test_export_writes_what_the_network_gives(options, home, say):
         torch.testing.assert_close(found, model.eval()(images))
     else:
         torch.testing.assert_close(found[-1], model.eval().forward_features(images), rtol=1e-3, atol=1e-4)
-
-
-needs_onnx = pytest.mark.skipif(torch.__version__ < ONNX_TORCH, reason="an older torch exports nothing to ONNX")
 
 
 @needs_onnx

@@ -11,10 +11,10 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from nats_zoo import Genotype, NatsError
-from nats_zoo.export import ONNX_TORCH, TOLERANCE, Written, describe, export, output_names
+from nats_zoo.export import TOLERANCE, Written, describe, export, output_names
+from tests.marks import needs_onnx
 
 SHALLOW = dict(layers=(1, 1, 1, 1), zero_init_last=False)
-needs_onnx = pytest.mark.skipif(torch.__version__ < ONNX_TORCH, reason="an older torch exports nothing to ONNX")
 NETWORKS = ("resnet18", "resnet50", "resnext50_32x4d")
 STRIDES = ["stride4", "stride8", "stride16", "stride32"]
 every_network = pytest.mark.parametrize("name", NETWORKS)

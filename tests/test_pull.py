@@ -340,9 +340,13 @@ REASONS = {
 
 @pytest.mark.parametrize("name", REASONS)
 def test_what_does_not_pass_is_told_in_one_line(faults, name):
-    message = faults[name]["result"]
+    check_told_in_one_line(faults[name], REASONS[name])
+
+
+def check_told_in_one_line(case: dict, words: str) -> None:
+    message = case["result"]
     assert message.startswith("NatsError: ")
-    assert REASONS[name] in message
+    assert words in message
     assert "\n" not in message
 
 
@@ -448,10 +452,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_what_is_no_model_of_ours_is_told_in_one_line(models, name):
-    message = models["errors"][name]["result"]
-    assert message.startswith("NatsError: ")
-    assert ERRORS[name] in message
-    assert "\n" not in message
+    check_told_in_one_line(models["errors"][name], ERRORS[name])
 
 
 def test_a_genotype_named_by_a_downloaded_config_is_not_fetched(models):

@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nats_zoo.errors import GenotypeError
-from nats_zoo.export import ONNX_TORCH
 from nats_zoo.genotype import Run
 from nats_zoo.regrouped_conv import MAX_SPLIT, RegroupedConv2d
+from tests.marks import needs_onnx
 
 SIZE = (17, 14)  # odd and even
 SCATTERED = [(3, 1, 1), (2, 2, 2), (4, 1, 1), (1, 1, 3), (2, 2, 2)]  # 12 channels
@@ -357,7 +357,7 @@ def test_torchscript(network):
     assert torch.equal(torch.jit.trace(model, x)(x), model(x))
 
 
-@pytest.mark.skipif(torch.__version__ < ONNX_TORCH, reason="an older torch exports nothing to ONNX")
+@needs_onnx
 @networks("many runs", "same, stride 2")
 def test_onnx(network, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
