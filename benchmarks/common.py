@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nats_zoo.files import atomic_file
+from nats_zoo.base.files import atomic_file
 
 
 def positive(text: str) -> int:

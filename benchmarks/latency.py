@@ -40,11 +40,11 @@ from tqdm import tqdm
 
 import nats_zoo
 from nats_zoo import Genotype, NatsError, RegroupedConv2d
-from nats_zoo.genotype import Dilation, Run, resolve_genotype, runs_from_channels
-from nats_zoo.nats_resnet import DEFAULT_GENOTYPES, default_genotype
-from nats_zoo.search.profile import device_name
+from nats_zoo.genotype.genotype import Dilation, Run, resolve_genotype, runs_from_channels
+from nats_zoo.models.nats_resnet import DEFAULT_GENOTYPES, default_genotype
+from nats_zoo.networks.transform import VARIANT_PREFIX
+from nats_zoo.search.choosing.profile import device_name
 from nats_zoo.search.space import SPACES, SearchSpace, count_groups, searched_convs
-from nats_zoo.transform import VARIANT_PREFIX
 
 GROUPS = 16
 IC16 = SearchSpace("ic16", dict.fromkeys((1, 2, 3, 4), tuple((h, w) for h in range(1, 5) for w in range(1, 5))))

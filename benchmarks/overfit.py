@@ -27,9 +27,9 @@ from common import write_csv
 import nats_zoo
 from nats_zoo import NatsError
 from nats_zoo.detection import CocoDataset, TrainConfig, Trainer
-from nats_zoo.detection.datasets import find_split
-from nats_zoo.detection.detector_config import FRAMEWORKS
-from nats_zoo.search.profile import device_name
+from nats_zoo.detection.data.dataset import find_split
+from nats_zoo.detection.models.config import FRAMEWORKS
+from nats_zoo.search.choosing.profile import device_name
 
 GOAL = 90.0
 SPLIT = "few"

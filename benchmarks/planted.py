@@ -45,9 +45,11 @@ from tqdm import tqdm
 
 import nats_zoo
 from nats_zoo import Genotype, NatsError, transform
-from nats_zoo.batch_norm import recalibrate_bn
-from nats_zoo.errors import one_line
-from nats_zoo.genotype import runs_from_channels
+from nats_zoo.base.errors import one_line
+from nats_zoo.folders.weights import weights_overlay
+from nats_zoo.genotype.genotype import runs_from_channels
+from nats_zoo.networks.batch_norm import recalibrate_bn
+from nats_zoo.networks.transform import architecture_of
 from nats_zoo.search import (
     SearchedConv2d,
     SearchSpace,
@@ -57,12 +59,10 @@ from nats_zoo.search import (
     draw_pairs,
     find_space,
 )
-from nats_zoo.search.profile import device_name
-from nats_zoo.search.sensitivity import SensitivitySearch, score
+from nats_zoo.search.choosing.profile import device_name
+from nats_zoo.search.run.sensitivity import SensitivitySearch, score
 from nats_zoo.search.space import count_groups, searched_convs
-from nats_zoo.search.supernet import MODES
-from nats_zoo.transform import architecture_of
-from nats_zoo.weights import weights_overlay
+from nats_zoo.search.supernet.build import MODES
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 LEAST_SIDES = 3  # side of a map, in units of the largest dilation

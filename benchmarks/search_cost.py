@@ -48,15 +48,15 @@ from tqdm import tqdm
 import nats_zoo
 from nats_zoo import NatsError
 from nats_zoo.detection import create_detector
-from nats_zoo.detection.detectors import freeze, recalibrate_backbone, resized_batches
-from nats_zoo.detection.loop import set_lr
+from nats_zoo.detection.models.create import freeze, recalibrate_backbone, resized_batches
+from nats_zoo.detection.runs.loop import set_lr
+from nats_zoo.models.named import wake_branches
 from nats_zoo.search import SearchConfig, build_supernet, calibrate, draw_pairs, find_space
-from nats_zoo.search.profile import device_name
-from nats_zoo.search.searcher import create_alpha_optimizer, create_weight_optimizer, split_parameters
-from nats_zoo.search.sensitivity import score
+from nats_zoo.search.choosing.profile import device_name
+from nats_zoo.search.run.searcher import create_alpha_optimizer, create_weight_optimizer, split_parameters
+from nats_zoo.search.run.sensitivity import score
 from nats_zoo.search.space import searched_convs
-from nats_zoo.search.supernet import MODES, is_tied
-from nats_zoo.source import wake_branches
+from nats_zoo.search.supernet.build import MODES, is_tied
 
 GOAL = 1.6
 MIB = 2**20

@@ -47,11 +47,11 @@ from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
 from nats_zoo import Genotype, NatsError
+from nats_zoo.base.errors import one_line
+from nats_zoo.base.files import read_json, write_json
 from nats_zoo.detection import TrainConfig
-from nats_zoo.detection.run_folder import FREE_OPTIONS
-from nats_zoo.errors import one_line
-from nats_zoo.files import read_json, write_json
-from nats_zoo.genotype import resolve_genotype
+from nats_zoo.detection.runs.folder import FREE_OPTIONS
+from nats_zoo.genotype.genotype import resolve_genotype
 from nats_zoo.search import SearchConfig, controls
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130

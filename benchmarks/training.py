@@ -46,10 +46,10 @@ from tqdm import tqdm
 import nats_zoo
 from nats_zoo import NatsError
 from nats_zoo.detection import TrainConfig, Trainer
-from nats_zoo.detection.datasets import find_split
-from nats_zoo.detection.detector_config import DetectorConfig
-from nats_zoo.detection.loop import Interrupted
-from nats_zoo.search.profile import device_name
+from nats_zoo.detection.data.dataset import find_split
+from nats_zoo.detection.models.config import DetectorConfig
+from nats_zoo.detection.runs.loop import Interrupted
+from nats_zoo.search.choosing.profile import device_name
 
 GOAL = 0.95
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")  # the same network, and names, in timm and torchvision

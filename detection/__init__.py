@@ -1,11 +1,11 @@
 """torchvision detectors on timm backbones: building, data, training, COCO evaluation, distribution."""
 
-from .coco_eval import Metrics, evaluate, predict
-from .datasets import CocoDataset, DataError
-from .detector_config import DetectorConfig
-from .detector_folder import from_pretrained, save_detector
-from .detectors import create_detector
-from .trainer import TrainConfig, Trainer
+from .data.dataset import CocoDataset, DataError
+from .evaluation.coco import Metrics, evaluate, predict
+from .models.config import DetectorConfig
+from .models.create import create_detector
+from .models.folder import from_pretrained, save_detector
+from .training.trainer import TrainConfig, Trainer
 
 __all__ = [
     "CocoDataset",

@@ -7,16 +7,16 @@ imported on first use.
 import importlib
 from types import ModuleType
 
-from . import nats_any, nats_resnet  # registers the variants
-from .backbone_folder import from_pretrained, save_backbone
-from .batch_norm import recalibrate_bn
-from .errors import GenotypeError, NatsError
-from .genotype import Genotype, Run, published_genotypes
-from .genotype_repo import save_genotype_folder
-from .publishing import publish
-from .regrouped_conv import RegroupedConv2d
-from .stages import searchable_convs
-from .transform import to_plain, transform
+from .base.errors import GenotypeError, NatsError
+from .genotype.genotype import Genotype, Run, published_genotypes
+from .models import nats_any, nats_resnet  # registers the variants
+from .networks.batch_norm import recalibrate_bn
+from .networks.regrouped_conv import RegroupedConv2d
+from .networks.stages import searchable_convs
+from .networks.transform import to_plain, transform
+from .publishing.backbone import from_pretrained, save_backbone
+from .publishing.genotype import save_genotype_folder
+from .publishing.publish import publish
 from .version import __version__
 
 _LAZY_PACKAGES = ("detection", "search")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run tests against the installed wheel, at the dependencies' lowest and at their newest versions.
 
-    python scripts/environments.py --floors python3.10 --newest python3.13 -- tests/test_nats_resnet.py -k deploy
+    python scripts/environments.py --floors python3.10 --newest python3.13 -- tests/models/test_nats_resnet.py -k deploy
 
 For each of the two interpreters a virtual environment is made in --folder, in which the wheel of this checkout is
 installed with its `test` extra: in `floors` each dependency at the lower bound that pyproject.toml gives it, in

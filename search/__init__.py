@@ -1,13 +1,13 @@
 """Finds genotypes: differentiable, channel-level searches over dilations."""
 
+from .choosing.cost import CostTable
+from .choosing.gains import calibrate_gains
 from .config import SearchConfig
-from .cost import CostTable
-from .decode import decode, decode_network
-from .gains import calibrate_gains
-from .searched_conv import MixtureConv2d, SampledConv2d, SearchedConv2d, SensitivityConv2d
-from .searcher import Searcher
+from .run.searcher import Searcher
 from .space import SPACES, SearchError, SearchSpace, find_space
-from .supernet import build_supernet, calibrate, draw_pairs
+from .supernet.build import build_supernet, calibrate, draw_pairs
+from .supernet.decode import decode, decode_network
+from .supernet.searched_conv import MixtureConv2d, SampledConv2d, SearchedConv2d, SensitivityConv2d
 
 __all__ = [
     "SPACES",

@@ -21,11 +21,11 @@ import torch
 from timm.models import split_model_name_tag
 from torch import nn
 
-from ..errors import NatsError, one_line
-from ..genotype import MAX_DILATION, Dilation, Genotype, Run, resolve_genotype, runs_from_channels
-from ..source import find_genotype
-from ..stages import searchable_convs
-from ..transform import VARIANT_PREFIX, transform
+from ..base.errors import NatsError, one_line
+from ..genotype.genotype import MAX_DILATION, Dilation, Genotype, Run, resolve_genotype, runs_from_channels
+from ..models.named import find_genotype
+from ..networks.stages import searchable_convs
+from ..networks.transform import VARIANT_PREFIX, transform
 from ..version import __version__
 from .config import DEFAULT_GROUPS
 from .space import SearchSpace, count_groups, find_space, genotype_names, searched_convs

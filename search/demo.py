@@ -1,24 +1,24 @@
 """The whole path on drawn data: pretrain, search, train plain and NATS equally, compare. No download.
 
-The classes of the data set can only be told apart by a wide receptive field along one axis (see detection/drawn.py).
+The classes of the data set can only be told apart by a wide receptive field along one axis (see detection/data/drawn.py).
 Pretraining, which stands for ImageNet's, sees an easy version, where the tell-tale mark is right beside its object.
 """
 
 from pathlib import Path
 from typing import Any
 
-from ..detection.coco_eval import Metrics
-from ..detection.datasets import CocoDataset, find_split
-from ..detection.detector_folder import from_pretrained
-from ..detection.drawing import comparison_sheet, draw_detections
-from ..detection.drawn import draw_dataset
-from ..detection.evaluation import evaluate_model
-from ..detection.loop import Interrupted
-from ..detection.prediction import detect, draw_found, open_image
-from ..detection.trainer import TrainConfig, Trainer
-from ..files import write_text
-from ..genotype import Genotype
-from .searcher import SearchConfig, Searcher
+from ..base.files import write_text
+from ..detection.data.dataset import CocoDataset, find_split
+from ..detection.data.drawn import draw_dataset
+from ..detection.evaluation.coco import Metrics
+from ..detection.evaluation.evaluate import evaluate_model
+from ..detection.models.folder import from_pretrained
+from ..detection.pictures.drawing import comparison_sheet, draw_detections
+from ..detection.prediction.predict import detect, draw_found, open_image
+from ..detection.runs.loop import Interrupted
+from ..detection.training.trainer import TrainConfig, Trainer
+from ..genotype.genotype import Genotype
+from .run.searcher import SearchConfig, Searcher
 
 IMAGES: dict[str, Any] = {"train": 240, "val": 40, "test": 160}
 SIZE = 160  # pixels

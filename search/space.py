@@ -12,11 +12,11 @@ import torch
 from timm.models.resnet import BasicBlock
 from torch import nn
 
-from ..errors import NatsError, short
-from ..files import read_yaml
-from ..genotype import MAX_DILATION, PLAIN, Dilation
-from ..stages import searchable_convs
-from ..transform import architecture_of
+from ..base.errors import NatsError, short
+from ..base.files import read_yaml
+from ..genotype.genotype import MAX_DILATION, PLAIN, Dilation
+from ..networks.stages import searchable_convs
+from ..networks.transform import architecture_of
 
 
 class SearchError(NatsError):

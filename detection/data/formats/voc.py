@@ -1,0 +1,505 @@
+"""Pascal VOC data sets: one XML file per image. Parsed here into COCO's terms; `annotations.py` checks what they say.
+
+Layouts. Splits are told by lists, `ImageSets/Main/{split}.txt` (or `ImageSets/{split}.txt`, `{split}.txt`) with the
+name of an image per line, the XML files lying in `Annotations`, `annotations_voc` or another folder; or by folders,
+`Annotations/{split}/*.xml`, `{split}/Annotations/*.xml` or `{split}/*.xml`. The split `all` takes every XML file of a
+folder that tells no splits.
+
+Corners. In VOC's own files (whose source/database is "The VOC2007 Database" or alike) they are pixels counted from 1,
+both inclusive: 1 is subtracted from xmin and ymin, as detectron2 does, and xmax = xmin is a box of one pixel's width.
+Everyone else's files (LabelImg's, CVAT's, BCCD, NEU-DET) hold edges in pixels from 0, and are taken as they are
+written: a box is xmax - xmin wide, and xmax = xmin is degenerate.
+
+Objects marked `difficult` become COCO's `iscrowd`: left out of training, and neither a hit nor a miss in evaluation,
+which is what VOC's own evaluation does with them.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+from ....base.errors import one_line
+from ....base.files import TooLargeError, read_limited
+from ..annotations import RawData
+from ..defects import BadEntry, DataError, Defect, show
+from ..images import ImageIndex, image_stem, is_file
+
+ALL = "all"
+"""The split of data sets that tell none."""
+
+MOST_BYTES = 16 * 2**20
+"""A larger XML file, list of images or list of classes is refused, unread."""
+
+MOST_ELEMENTS = 400_000
+"""Of an XML file: some 30,000 objects."""
+
+MOST_LEVELS = 64
+"""Of elements within each other."""
+
+ANNOTATION_FOLDERS = ("Annotations", "annotations_voc", "annotations", "xml", "xmls", "voc", "labels")
+CLASS_FILES = ("labels.txt", "classes.txt")
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_OFFICIAL = re.compile(r"VOC\s*20\d\d")
+
+
+class VocObject(NamedTuple):
+    """One object of an XML file: its place among them, from 1, the class's name and the box, x, y, width, height."""
+
+    number: int
+    name: str
+    box: list[float]
+    is_difficult: bool
+
+
+class VocAnnotation(NamedTuple):
+    """What one XML file says.
+
+    Attributes:
+        path: The XML file.
+        file_name: As its `filename` says, without folders; empty if it says nothing.
+        width: Pixels.
+        height: Pixels.
+        objects: Those that can be used.
+        defects: Of those that can not.
+    """
+
+    path: Path
+    file_name: str
+    width: int
+    height: int
+    objects: list[VocObject]
+    defects: list[Defect]
+
+    @property
+    def names(self) -> list[str]:
+        """Under which to look for the image: the XML file's stem first, as most programs do."""
+        return [name for name in (self.path.stem, self.file_name, image_stem(self.file_name)) if name]
+
+
+def read_voc(root: str | Path, split: str, images: str | Path | None = None, one_based: bool | None = None) -> RawData:
+    """Reads a split of a Pascal VOC data set.
+
+    Image ids count from 1 in order of file names. Classes come from `labels.txt` or `classes.txt`, one per line, if
+    there is one in `root`; else they are the names found in all XML files of the data set, of other splits too, sorted.
+
+    The image of an XML file is the one with its stem, or else the one that its `filename` says, with or without
+    suffix. If it says another image, which is there too, nobody can tell whose the boxes are: that is a defect.
+
+    Args:
+        root: Folder of the data set, see the top of this file.
+        split: For instance "train"; "all" where no splits are told.
+        images: Image folder, relative to `root` or absolute. Default: the first of `JPEGImages`, `images/{split}`,
+            `{split}/images`, `images`, `{split}`, the folder of the XML files and `root` itself with one of the images.
+        one_based: Whether corners are inclusive pixels counted from 1. Default: in files whose source/database names a
+            VOC year.
+
+    Raises:
+        DataError: If the split, its images or the classes can not be found.
+    """
+    root = Path(root)
+    files, defects = _files_of(root, split)
+    parsed, broken = _parse_all(files, one_based)
+    defects += broken
+    for annotation in parsed:
+        defects += annotation.defects
+    index = _find_images(root, split, images, parsed, files)
+    classes = _classes(root, parsed, set(files))
+    located = _locate_images(parsed, index, defects)
+    return _assemble(root, index.folder, located, classes, defects)
+
+
+def list_voc_splits(root: str | Path) -> list[str]:
+    """Names of a Pascal VOC data set's splits, sorted; ["all"] where none are told; [] if it is no such data set."""
+    layout = _find_layout(Path(root))
+    return layout.splits or ([ALL] if layout.flat is not None else [])
+
+
+# Layout
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:  # not iterdir: nothing is asked about each of a hundred thousand images
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _xml_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder / name for name in os.listdir(folder) if name.lower().endswith(".xml"))
+    except OSError:
+        return []
+
+
+def _has_xml(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.name.lower().endswith(".xml") for entry in entries)
+    except OSError:
+        return False
+
+
+def _is_annotation_folder(folder: Path) -> bool:
+    return folder.name.lower() in {name.lower() for name in ANNOTATION_FOLDERS}
+
+
+class _Layout(NamedTuple):
+    """How a data set tells its splits.
+
+    Attributes:
+        flat: The folder with the XML files of all splits, if there is one.
+        lists: The files that list a split's images, by split.
+        folders: The folders with the XML files of one split each, by split.
+    """
+
+    flat: Path | None
+    lists: dict[str, Path]
+    folders: dict[str, Path]
+
+    @property
+    def splits(self) -> list[str]:
+        return sorted({*self.lists, *self.folders})
+
+    def files(self) -> Iterator[Path]:
+        """All XML files."""
+        for folder in dict.fromkeys([*([] if self.flat is None else [self.flat]), *self.folders.values()]):
+            yield from _xml_files(folder)
+
+
+def _find_layout(root: Path) -> _Layout:
+    flat = _flat_folder(root)
+    lists = {} if flat is None else _split_lists(root, flat)
+    folders = {name: folder for name, folder in _split_folders(root).items() if not (lists and folder == flat)}
+    return _Layout(flat, lists, folders)
+
+
+def _flat_folder(root: Path) -> Path | None:
+    """The folder that holds the XML files of all splits."""
+    folders = [*(root / name for name in ANNOTATION_FOLDERS), root]
+    return next(filter(_has_xml, folders), None) or next(filter(_has_xml, _subfolders(root)), None)
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders that hold the XML files of one split each."""
+    found: dict[str, Path] = {}
+    for folder in _subfolders(root):
+        if (folder / "ImageSets").is_dir():  # a data set of its own: root is VOCdevkit
+            continue
+        if _has_xml(folder) and not _is_annotation_folder(folder):
+            found.setdefault(folder.name, folder)
+        for below in filter(_has_xml, _subfolders(folder)):
+            found.setdefault(folder.name if _is_annotation_folder(below) else below.name, below)
+    return found
+
+
+def _split_lists(root: Path, flat: Path) -> dict[str, Path]:
+    """The files that list a split's images. VOC has one per class and split beside them, such as cat_train.txt."""
+    folders = (root / "ImageSets" / "Main", root / "ImageSets")
+    found = {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.txt"))}
+    found = {path.stem: path for path in sorted(root.glob("*.txt")) if _lists_xml(path, flat)} | found
+    return {name: path for name, path in found.items() if name.rpartition("_")[2] not in found or "_" not in name}
+
+
+def _lists_xml(path: Path, flat: Path) -> bool:
+    """Whether a text file is such a list, not a README or the names of classes."""
+    try:
+        return any(is_file(flat / f"{name}.xml") for name in _listed_names(path)[:5])
+    except DataError:
+        return False
+
+
+def _listed_names(path: Path) -> list[str]:
+    """Names of images, of which lines may also be file names, paths, or followed by VOC's 1, 0 or -1."""
+    text = _read_list(path, "an image")
+    lines = (re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in text.splitlines())
+    return [image_stem(line.replace("\\", "/").rpartition("/")[2]).removesuffix(".xml") for line in lines if line]
+
+
+def _read_list(path: Path, of: str) -> str:
+    try:
+        return read_limited(path, MOST_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected the name of {of} per line: {one_line(error)}") from error
+
+
+def _files_of(root: Path, split: str) -> tuple[list[Path], list[Defect]]:
+    """The XML files of a split, sorted, and the defects of the list that names them."""
+    layout = _find_layout(root)
+    if layout.flat is not None and split in layout.lists:
+        return _listed_files(layout.lists[split], layout.flat)
+    if split in layout.folders:
+        return _xml_files(layout.folders[split]), []
+    if layout.flat is not None and split == ALL:
+        return _xml_files(layout.flat), []
+    raise DataError(_no_split(root, split, layout))
+
+
+def _no_split(root: Path, split: str, layout: _Layout) -> str:
+    if layout.flat is None and not layout.folders:
+        below = [path.name for path in _subfolders(root) if (path / "Annotations").is_dir()]
+        hint = f"; there is one in each of {', '.join(below)}" if below else ""
+        return f"{root}: expected Pascal VOC's XML files, for instance in {root / 'Annotations'}{hint}"
+    home = layout.flat or root / "Annotations"
+    expected = f"a list {root / 'ImageSets' / 'Main' / f'{split}.txt'} or a folder {home / split} of XML files"
+    there = f"there are {', '.join(layout.splits)}" if layout.splits else f"the split {ALL!r} takes all files of {home}"
+    return f"{root}: split {split!r}: expected {expected}; {there}"
+
+
+def _listed_files(listing: Path, folder: Path) -> tuple[list[Path], list[Defect]]:
+    files: set[Path] = set()
+    defects = []
+    for number, name in enumerate(_listed_names(listing), start=1):
+        path = folder / f"{name}.xml"
+        where = f"{listing}: entry {number}"
+        if path in files:
+            defects.append(_defect("duplicate image", f"{where}: expected each image once, {name!r} came before"))
+        elif not is_file(path):
+            defects.append(_defect("missing annotation file", f"{where}: expected an XML file {path}"))
+        else:
+            files.add(path)
+    if not files:
+        raise DataError(f"{listing}: expected names of XML files in {folder}, found none")
+    return sorted(files), defects
+
+
+# XML
+
+
+def _parse_all(files: Iterable[Path], one_based: bool | None) -> tuple[list[VocAnnotation], list[Defect]]:
+    parsed, defects = [], []
+    for path in files:
+        try:
+            parsed.append(parse_voc(path, one_based))
+        except BadEntry as bad:
+            defects.append(bad.defect())
+    return parsed, defects
+
+
+def parse_voc(path: Path, one_based: bool | None = None) -> VocAnnotation:
+    """Reads one XML file.
+
+    Args:
+        path: The file; at most 16 MiB, without a document type and so without entities.
+        one_based: As for `read_voc`.
+
+    Raises:
+        DataError: If it can not be used at all; of an object that can not be used, the defect is in the result.
+    """
+    tree = _parse_xml(path)
+    if tree.tag != "annotation":
+        raise BadEntry("bad XML", f"{path}: expected <annotation>, as Pascal VOC has it, got <{show(tree.tag)[1:-1]}>")
+    width, height = _size(path, tree)
+    if one_based is None:
+        one_based = _OFFICIAL.search(tree.findtext("source/database") or "") is not None
+    objects, defects = [], []
+    for number, element in enumerate(tree.findall("object"), start=1):
+        try:
+            objects.append(_parse_object(f"{path}: object {number}", number, element, one_based))
+        except BadEntry as bad:
+            defects.append(bad.defect())
+    file_name = _text(tree, "filename").replace("\\", "/").rpartition("/")[2]
+    return VocAnnotation(path, file_name, width, height, objects, defects)
+
+
+def _parse_xml(path: Path) -> Element:
+    try:
+        content = read_limited(path, MOST_BYTES)
+    except OSError as error:
+        raise BadEntry("unreadable annotation file", f"{path}: can not be read: {error.strerror}") from error
+    except TooLargeError as error:
+        raise BadEntry("bad XML", f"{path}: expected at most {MOST_BYTES} bytes of XML") from error
+    if not content.strip():
+        raise BadEntry("empty XML", f"{path}: expected Pascal VOC's XML, the file is empty")
+    builder = _LimitedBuilder()
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.StartDoctypeDeclHandler = _refuse_doctype
+    try:
+        parser.Parse(content, True)
+        return builder.close()
+    except (expat.ExpatError, ValueError, LookupError) as error:  # the latter two: of the encoding, or the doctype
+        raise BadEntry("bad XML", f"{path}: expected XML: {one_line(error)}") from error
+
+
+class _LimitedBuilder(TreeBuilder):
+    """Builds a tree of bounded size and depth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = self.level = 0
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> Element:
+        self.elements += 1
+        self.level += 1
+        if self.elements > MOST_ELEMENTS or self.level > MOST_LEVELS:
+            raise ValueError(f"at most {MOST_ELEMENTS} elements are read, and {MOST_LEVELS} within each other")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> Element:
+        self.level -= 1
+        return super().end(tag)
+
+
+def _refuse_doctype(name: str, *_: object) -> None:
+    raise ValueError(f"a document type, which may define entities, is not read: <!DOCTYPE {name[:40]}")
+
+
+def _text(element: Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()
+
+
+def _size(path: Path, tree: Element) -> tuple[int, int]:
+    size = []
+    for key in ("width", "height"):
+        value = _number(_text(tree, f"size/{key}"))
+        if not (0 < value < math.inf and value.is_integer()):
+            found = show(tree.findtext(f"size/{key}"))
+            raise BadEntry("no size", f"{path}: size: {key}: expected a positive number of pixels, got {found}")
+        size.append(int(value))
+    return size[0], size[1]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _parse_object(where: str, number: int, element: Element, one_based: bool) -> VocObject:
+    name = _text(element, "name")
+    if not name:
+        raise BadEntry("no class", f"{where}: name: expected the name of a class, got nothing")
+    left, top, right, bottom = _corners(where, element)
+    left, top = left - one_based, top - one_based
+    if right <= left or bottom <= top:
+        order = "xmin <= xmax and ymin <= ymax" if one_based else "xmin < xmax and ymin < ymax"
+        found = ", ".join(_text(element, f"bndbox/{key}") for key in CORNERS)
+        raise BadEntry("degenerate box", f"{where}: bndbox: expected {order}, got {found}")
+    return VocObject(number, name, [left, top, right - left, bottom - top], _is_difficult(where, element))
+
+
+def _corners(where: str, element: Element) -> list[float]:
+    corners = []
+    for key in CORNERS:
+        value = _number(_text(element, f"bndbox/{key}"))
+        if not math.isfinite(value):
+            found = show(element.findtext(f"bndbox/{key}"))
+            raise BadEntry("bad coordinate", f"{where}: bndbox: {key}: expected a finite number, got {found}")
+        corners.append(value)
+    return corners
+
+
+def _is_difficult(where: str, element: Element) -> bool:
+    text = _text(element, "difficult")
+    if text not in ("", "0", "1"):
+        raise BadEntry("bad difficult", f"{where}: difficult: expected 0 or 1, got {show(text)}")
+    return text == "1"
+
+
+# Classes and images
+
+
+def _classes(root: Path, parsed: list[VocAnnotation], files: set[Path]) -> list[str]:
+    for name in CLASS_FILES:
+        if (root / name).is_file():
+            return _read_classes(root / name)
+    # Those of the other splits count too, or labels would mean something else in each; their defects are theirs
+    others, _ = _parse_all((path for path in _find_layout(root).files() if path not in files), None)
+    return sorted({item.name for annotation in [*parsed, *others] for item in annotation.objects})
+
+
+def _read_classes(path: Path) -> list[str]:
+    classes = [line.strip() for line in _read_list(path, "a class").splitlines() if line.strip()]
+    if not classes:
+        raise DataError(f"{path}: expected the name of a class per line, the file is empty")
+    for index, name in enumerate(classes):
+        if name in classes[:index]:
+            raise DataError(f"{path}: expected each class once, {name!r} comes again")
+    return classes
+
+
+def _find_images(
+    root: Path, split: str, images: str | Path | None, parsed: list[VocAnnotation], files: list[Path]
+) -> ImageIndex:
+    if images is not None:
+        if not (root / images).is_dir():
+            raise DataError(f"{root}: images: expected a folder {root / images}")
+        return ImageIndex(root / images)
+    home = files[0].parent
+    below = [root / "JPEGImages", root / "images" / split, root / split / "images", root / "images", root / split]
+    wanted = [name for annotation in parsed for name in annotation.names] or [path.stem for path in files]
+    for folder, recursive in [*((folder, True) for folder in below), (home, False), (root, False)]:
+        index = ImageIndex(folder, recursive)
+        if index.holds_any(wanted):
+            return index
+    looked = ", ".join(map(str, dict.fromkeys([*below, home, root])))
+    raise DataError(f"{files[0]}: expected an image {files[0].stem} with the suffix of one in one of {looked}")
+
+
+def _locate_images(
+    parsed: list[VocAnnotation], index: ImageIndex, defects: list[Defect]
+) -> list[tuple[str, VocAnnotation]]:
+    """Image paths, relative to the folder, with what is annotated in them, sorted; an image has one XML file."""
+    located: dict[str, VocAnnotation] = {}
+    for annotation in parsed:
+        try:
+            path = _locate_image(annotation, index)
+            if path in located:
+                other = located[path].path
+                message = f"{annotation.path}: filename: expected an image of its own, {path!r} is that of {other}"
+                raise BadEntry("duplicate image", message)
+            located[path] = annotation
+        except BadEntry as bad:
+            defects.append(bad.defect())
+    return sorted(located.items())
+
+
+def _locate_image(annotation: VocAnnotation, index: ImageIndex) -> str:
+    stem, name = annotation.path.stem, annotation.file_name
+    where = f"{annotation.path}: filename"
+    named = index.find(name) or index.find(image_stem(name))
+    own = index.find(stem)
+    if own and named and not set(named) & set(own):
+        message = f"{where}: expected the image {own[0]!r} of the XML file's name, got {name!r}, which is another image"
+        raise BadEntry("swapped image", message)
+    found = [path for path in own if path in named] or own or named
+    if not found:
+        expected = f"an image {stem!r} with the suffix of one, or {name!r}," if name else f"an image {stem!r}"
+        raise BadEntry("missing image file", f"{where}: expected {expected} in {index.folder}")
+    if len(found) > 1:
+        raise BadEntry("ambiguous image", f"{where}: expected one image {stem!r}, found {', '.join(found[:3])}")
+    return found[0]
+
+
+def _assemble(
+    root: Path, folder: Path, located: list[tuple[str, VocAnnotation]], classes: list[str], defects: list[Defect]
+) -> RawData:
+    ids = {name: number for number, name in enumerate(classes, start=1)}
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for image_id, (path, annotation) in enumerate(located, start=1):
+        size = {"width": annotation.width, "height": annotation.height}
+        images.append({"id": image_id, "file_name": path, **size, "where": str(annotation.path)})
+        for item in annotation.objects:
+            where = f"{annotation.path}: object {item.number}"
+            if item.name not in ids:
+                expected = f"one of the {len(classes)} classes of {root}"
+                defects.append(_defect("unknown class", f"{where}: name: expected {expected}, got {show(item.name)}"))
+                continue
+            entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[item.name], "bbox": item.box}
+            annotations.append({**entry, "iscrowd": int(item.is_difficult), "where": where})
+    categories = [{"id": number, "name": name} for name, number in ids.items()]
+    return RawData(root, folder, images, annotations, categories, defects)
+
+
+def _defect(reason: str, message: str) -> Defect:
+    return BadEntry(reason, message).defect()

@@ -1,0 +1,4 @@
+"""What `nats data` says of a data set: checks, figures, drawn samples.
+
+Imports `data` and `pictures`.
+"""

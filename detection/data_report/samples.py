@@ -1,0 +1,172 @@
+"""A picture of samples of a data set: images with boxes, masks and names of classes, equally readable at any size."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from ...base.files import atomic_file
+from ..data.annotations import ImageRecord
+from ..data.image_files import load_image
+from ..data.masks import ImageMasks
+from ..pictures.drawing import MIN_SHORT_SIDE, PALETTE, draw_detections, load_font, shorten
+from .check import CheckedSplit, Row, rows
+
+CELL = 480
+"""Pixels, the longer side of a sample."""
+
+COLUMNS = 4
+HEADING, CAPTION, GAP = 26, 14, 14
+BACKGROUND = (238, 238, 238)
+
+
+def draw_samples(checked: Sequence[CheckedSplit], path: Path, samples: int) -> None:
+    """Writes a PNG with some images of each split, their boxes, masks and names of classes.
+
+    Args:
+        checked: Splits without usable images are left out.
+        path: The PNG file.
+        samples: Most images of a split.
+    """
+    usable = [each for each in checked if each.records]
+    sheet = _lay_out(
+        {f"{each.split}: {many(len(each.records), 'image')}": _draw_split(each, samples) for each in usable}
+    )
+    with atomic_file(path) as scratch:
+        sheet.save(scratch, format="PNG")
+
+
+def choose_samples(records: Sequence[ImageRecord], samples: int) -> list[int]:
+    """Returns indices of images that show every class if there is room, the rarest first, and others at even steps."""
+    labels = [set(record.labels.tolist()) for record in records]
+    frequency = Counter(label for each in labels for label in each)
+    chosen: set[int] = set()
+    for label, _ in reversed(frequency.most_common()):
+        if len(chosen) < samples and not any(label in labels[index] for index in chosen):
+            candidates = [index for index, each in enumerate(labels) if label in each]
+            chosen.add(candidates[len(candidates) // 2])
+    evenly = [index * len(records) // max(1, samples) for index in range(samples)]
+    rest = dict.fromkeys([*evenly, *range(len(records))])
+    chosen.update(itertools.islice((index for index in rest if index not in chosen), max(0, samples - len(chosen))))
+    return sorted(chosen)[:samples]
+
+
+def many(number: int, thing: str) -> str:
+    """A number of things: "1 box", "1,024 boxes"."""
+    plural = f"{thing}es" if thing[-1] in "xs" else f"{thing}s"
+    return f"{number:,} {thing if number == 1 else plural}"
+
+
+class Sample(NamedTuple):
+    """A drawn image with what is written under it."""
+
+    image: Image.Image
+    caption: str
+
+
+def _draw_split(checked: CheckedSplit, samples: int) -> list[Sample]:
+    chosen = [checked.records[index] for index in choose_samples(checked.records, samples)]
+    widths, heights = zip(*(_fit((record.width, record.height), (CELL, CELL)) for record in chosen), strict=True)
+    cell = (max(MIN_SHORT_SIDE, *widths), max(MIN_SHORT_SIDE, *heights))
+    return [_draw_record(checked, record, cell) for record in chosen]
+
+
+def _draw_record(checked: CheckedSplit, record: ImageRecord, cell: tuple[int, int]) -> Sample:
+    """Draws an image into a cell of its own: letters and lines have one size, whatever the image's."""
+    folder = checked.raw.folder if checked.raw else None
+    path = Path(folder or "") / record.file_name
+    image = load_image(str(path), path, (record.width, record.height))
+    fitted = image.resize(_fit(image.size, cell), Image.Resampling.LANCZOS)
+    corner = ((cell[0] - fitted.width) // 2, (cell[1] - fitted.height) // 2)
+    canvas = Image.new("RGB", cell, BACKGROUND)
+    canvas.paste(fitted, corner)
+    order = np.argsort(-record.boxes[:, 2] * record.boxes[:, 3], kind="stable")  # small ones on top
+    boxes = torch.from_numpy(_to_canvas(record, corner, fitted.size)[order])
+    # Crowd regions get labels of their own with the same colours
+    crowd = len(PALETTE) * math.ceil(len(checked.classes) / len(PALETTE))
+    names = [*checked.classes, *[""] * (crowd - len(checked.classes)), *(f"{c} (crowd)" for c in checked.classes)]
+    labels = torch.from_numpy((record.labels + crowd * record.iscrowd)[order])
+    masks = _Planes(record, checked.masks(record), order, corner, fitted.size, cell)
+    drawn = draw_detections(canvas, boxes, labels, classes=names, masks=masks, enlarge=False)
+    return Sample(drawn, f"{record.file_name}  {many(len(record.boxes), 'object')}")
+
+
+def _fit(size: tuple[int, int], cell: tuple[int, int]) -> tuple[int, int]:
+    scale = min(cell[0] / size[0], cell[1] / size[1])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _to_canvas(record: ImageRecord, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """The boxes' visible parts as (N, 4) x1, y1, x2, y2 on the canvas, where the image lies at a corner in a size."""
+    corners = np.concatenate((record.boxes[:, :2], record.boxes[:, :2] + record.boxes[:, 2:]), axis=1)
+    corners = corners.clip(0, (record.width, record.height) * 2)
+    scale = np.array((size[0] / record.width, size[1] / record.height) * 2)
+    return corners * scale + np.array(corner * 2)
+
+
+class _Planes(Sequence[np.ndarray]):
+    """The masks of an image's objects on its canvas, (H, W) bool each, made when they are asked for.
+
+    Args:
+        record: The image.
+        masks: Run lengths by row; an object without any gets an empty mask.
+        order: In which the objects are drawn.
+        corner, size: Where the image lies on the canvas, and how large, in pixels.
+        cell: Size of the canvas.
+    """
+
+    def __init__(
+        self,
+        record: ImageRecord,
+        masks: Mapping[Row, bytes],
+        order: np.ndarray,
+        corner: tuple[int, int],
+        size: tuple[int, int],
+        cell: tuple[int, int],
+    ):
+        self.record, self.masks = record, masks
+        self.rows = [rows(record)[index] for index in order]
+        self.corner, self.size, self.cell = corner, size, cell
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        canvas = Image.new("L", self.cell)
+        counts = self.masks.get(self.rows[index])
+        if counts is not None:
+            mask = ImageMasks((counts,), self.record.height, self.record.width).decode(np.ones(1, bool))[0]
+            canvas.paste(Image.fromarray(mask.numpy() * 255).resize(self.size, Image.Resampling.BILINEAR), self.corner)
+        return np.asarray(canvas) >= 128
+
+
+def _lay_out(sections: Mapping[str, Sequence[Sample]]) -> Image.Image:
+    """A sheet with a heading for each section, over rows of samples with captions."""
+    head, small = load_font(HEADING), load_font(CAPTION)
+    columns = min(COLUMNS, max(map(len, sections.values())))
+    width = max(sample.image.width for samples in sections.values() for sample in samples)
+    lines = {
+        title: [cells[i : i + columns] for i in range(0, len(cells), columns)] for title, cells in sections.items()
+    }
+    step = {title: samples[0].image.height + 2 * CAPTION + GAP for title, samples in sections.items()}
+    height = GAP + sum(2 * HEADING + len(lines[title]) * step[title] for title in sections)
+    sheet = Image.new("RGB", (GAP + columns * (width + GAP), height), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = GAP
+    for title in sections:
+        draw.text((GAP, top), shorten(title, head, sheet.width - 2 * GAP), fill="black", font=head)
+        top += 2 * HEADING
+        for line in lines[title]:
+            for column, sample in enumerate(line):
+                left = GAP + column * (width + GAP)
+                sheet.paste(sample.image, (left, top))
+                caption = shorten(sample.caption, small, width)
+                draw.text((left, top + sample.image.height + CAPTION // 4), caption, fill="black", font=small)
+            top += step[title]
+    return sheet

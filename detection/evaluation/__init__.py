@@ -1,0 +1,4 @@
+"""COCO evaluation of a detector: metrics, errors, the report with its sheets.
+
+Imports `runs`, `models`, `data` and `pictures`.
+"""

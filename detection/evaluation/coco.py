@@ -1,0 +1,394 @@
+"""Predictions of a detector in COCO's results format, and their average precision as pycocotools computes it."""
+
+import contextlib
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ...base.files import read_json, write_text
+from ...networks.batch_norm import evaluation_mode
+from ..data.annotations import check_annotations, read_coco
+from ..data.dataset import CocoDataset, collate
+from ..data.defects import DataError, is_finite_number, is_positive_int
+from ..data.masks import read_runs
+
+_STATS = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
+)
+"""What `COCOeval.stats` holds, in its order."""
+
+SHOWN_IDS = 5
+"""Of unknown ones, in a message."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """COCO's metrics in percent, of boxes unless said otherwise. None: there is no such object to be found.
+
+    Attributes:
+        ap: Average precision, mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over classes; of each class the 100
+            best boxes per image.
+        ap50: At IoU 0.50.
+        ap75: At IoU 0.75.
+        ap_small: Of objects below 32 x 32 pixels.
+        ap_medium: Of objects between 32 x 32 and 96 x 96 pixels.
+        ap_large: Of objects above 96 x 96 pixels.
+        ar_1: Average recall with at most one box per image.
+        ar_10: With at most 10.
+        ar_100: With at most 100.
+        ar_small: Of small objects, at most 100.
+        ar_medium: Of medium objects.
+        ar_large: Of large objects.
+        per_class: `{"ap": ..., "ap50": ...}` by class name, in order of category id.
+        mask: The same of masks; None: there are no masks to be compared.
+    """
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar_1: float | None
+    ar_10: float | None
+    ar_100: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
+    per_class: dict[str, dict[str, float | None]]
+    mask: "Metrics | None" = None
+
+    def to_dict(self) -> dict:
+        """Returns plain data that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "Metrics":
+        """Returns what `to_dict` was called on; data written before there were masks has no `mask`."""
+        mask = data.get("mask")
+        return cls(**{**data, "mask": None if mask is None else cls.from_dict(mask)})
+
+    def table(self) -> str:
+        """Returns a text table: all objects and objects by size, recall, and a line per class; boxes, then masks."""
+        if self.mask is None:
+            return self._table()
+        return f"boxes\n{self._table()}\n\nmasks\n{self.mask._table()}"
+
+    def _table(self) -> str:
+        headings = {
+            **{"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl"},
+            **{"ar_1": "AR1", "ar_10": "AR10", "ar_100": "AR100"},
+        }
+        width = max(map(len, ("class", *self.per_class)))
+        overall = [getattr(self, name) for name in headings]
+        lines = [_line(headings.values()), _line(overall), "", f"{'class':<{width}} {_line(('AP', 'AP50'))}"]
+        lines += [f"{name:<{width}} {_line((row['ap'], row['ap50']))}" for name, row in self.per_class.items()]
+        return "\n".join(lines)
+
+
+def _line(cells: Iterable[str | float | None]) -> str:
+    texts = (cell if isinstance(cell, str) else "-" if cell is None else f"{cell:.1f}" for cell in cells)
+    return " ".join(f"{text:>6}" for text in texts)
+
+
+def predict(
+    detector: nn.Module,
+    dataset: CocoDataset,
+    accelerator: Accelerator,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    progress: bool = True,
+    category_ids: Sequence[int | None] | None = None,
+) -> list[dict]:
+    """Runs a detector over a data set, which the processes share among them.
+
+    Args:
+        detector: A torchvision detector, on the accelerator's device: takes a list of images, returns a list of dicts
+            of boxes, labels, scores and perhaps masks. It is left in the mode, training or not, in which it came.
+        dataset: Its transforms must not be random.
+        accelerator: Knows the processes.
+        batch_size: Images per process. A batch is padded to its largest image, which moves AP a little: keep to one.
+        num_workers: Of the DataLoader.
+        progress: Show a bar, on the main process only.
+        category_ids: The categories of the detector's labels 1, 2, ...; what it finds of a None is dropped. Default:
+            the data set's, in their order.
+
+    Returns:
+        On every process the detections of all images, in the data set's order: dicts of image_id, category_id,
+        bbox (x, y, width, height in pixels) and score; and, of a detector with masks, segmentation: where the mask
+        exceeds 0.5, as COCO's compressed run lengths that JSON can hold.
+
+    Raises:
+        DataError: If an image can not be loaded, or the detector has more classes than there are categories.
+    """
+    category_ids = dataset.category_ids if category_ids is None else category_ids
+    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate, generator=torch.Generator())
+    found: dict[int, list[dict]] = {}
+    # no_grad, as what a detector caches in inference mode (anchors) could not take part in training afterwards
+    with evaluation_mode(detector), torch.no_grad():
+        bar = not (progress and accelerator.is_main_process)
+        for images, targets in tqdm(accelerator.prepare(loader), desc="predict", disable=bar, leave=False):
+            batch = [
+                (target["image_id"], _results(output, target["image_id"], category_ids))
+                for output, target in zip(detector(images), targets, strict=True)
+            ]
+            # By image id, because the last batches are filled up with images of the first
+            found.update(accelerator.gather_for_metrics(batch, use_gather_object=True))
+    return [result for image_id in dataset.image_ids for result in found[image_id]]
+
+
+def _results(output: dict, image_id: int, category_ids: Sequence[int | None]) -> list[dict]:
+    labels = output["labels"].tolist()
+    if (most := max(labels, default=0)) > len(category_ids):
+        raise DataError(f"the detector finds class {most}, the data set has {len(category_ids)} classes")
+    # RetinaNet and FCOS score the background as a class like any other
+    categories = [category_ids[label - 1] if label > 0 else None for label in labels]
+    kept = [index for index, category in enumerate(categories) if category is not None]
+    corners = output["boxes"][kept].float()
+    boxes = torch.cat((corners[:, :2], corners[:, 2:] - corners[:, :2]), dim=1).tolist()
+    scores = output["scores"].tolist()
+    results = [
+        {"image_id": image_id, "category_id": categories[index], "bbox": box, "score": scores[index]}
+        for index, box in zip(kept, boxes, strict=True)
+    ]
+    if "masks" in output:
+        for result, segmentation in zip(results, _encode_masks(output["masks"][kept]), strict=True):
+            result["segmentation"] = segmentation
+    return results
+
+
+def _encode_masks(masks: Tensor) -> list[dict]:
+    """COCO's `segmentation` of masks (N, 1, H, W) in 0..1, all of an image at once."""
+    if not len(masks):
+        return []
+    # (H, W, N) with the rows of a mask beside each other in memory, which is what pycocotools takes without a copy
+    columns = (masks[:, 0] > 0.5).mT.contiguous().byte().cpu().numpy().transpose(2, 1, 0)
+    return [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in coco_mask.encode(columns)]
+
+
+def evaluate(
+    annotations: str | Path | COCO | CocoDataset,
+    results: list[dict],
+    image_ids: Iterable[int] | None = None,
+    source: str | Path | None = None,
+) -> Metrics:
+    """Computes COCO's metrics, of boxes and, where the results and the ground truth have them, of masks.
+
+    The figures are those of `COCO.loadRes` and `COCOeval`, also in that results with a box are counted as small,
+    medium or large by their box, and results with nothing but a mask by their mask.
+
+    Args:
+        annotations: The ground truth: an annotation file, read strictly; what pycocotools has loaded; or a data set,
+            which stands for its own images only, without entries that it left out, and for masks only if it was
+            opened with them.
+        results: In COCO's results format, see `predict` and `load_results`; may be empty. Left as they are.
+        image_ids: The images that count, with or without results. Default: all of `annotations`.
+        source: The file of the results, for messages.
+
+    Raises:
+        DataError: If the file can not be used, or the results or `image_ids` name an image or a category that it
+            does not hold, or a mask is of another size than its image.
+    """
+    return CocoEvaluation(annotations, results, image_ids, source).metrics()
+
+
+class CocoEvaluation:
+    """Results matched with ground truth by pycocotools; `evaluate` and its arguments tell the rest.
+
+    Attributes:
+        truth: The ground truth that counts, and perhaps images that do not.
+        found: The results, with ids from 1 in their order.
+        boxes: COCOeval by IoU of boxes, accumulated and summarised.
+        masks: The same by IoU of masks, or None.
+    """
+
+    def __init__(
+        self,
+        annotations: str | Path | COCO | CocoDataset,
+        results: list[dict],
+        image_ids: Iterable[int] | None = None,
+        source: str | Path | None = None,
+    ):
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+            self.truth = _index(_ground_truth(annotations, masks=has_masks(results)))
+            counted = list(self.truth.imgs if image_ids is None else image_ids)
+            _check_known(self.truth, results, counted, f"{source}: results" if source else "results")
+            self.found = _index(_detections(self.truth, results))
+            self.boxes = self._match(self.found, "bbox", counted)
+            compares_masks = (not results or has_masks(results)) and has_masks(self.truth.anns.values())
+            self.masks = self._match(_by_mask_area(self.found), "segm", counted) if compares_masks else None
+
+    def _match(self, found: COCO, iou_type: str, image_ids: list[int]) -> COCOeval:
+        evaluation = COCOeval(self.truth, found, iou_type)
+        evaluation.params.imgIds = image_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        return evaluation
+
+    def metrics(self) -> Metrics:
+        """Returns the figures of boxes, and those of masks in them."""
+        mask = None if self.masks is None else self._metrics(self.masks)
+        return self._metrics(self.boxes, mask)
+
+    def _metrics(self, evaluation: COCOeval, mask: Metrics | None = None) -> Metrics:
+        stats = map(_percent, evaluation.stats)
+        figures = dict(zip(_STATS, stats, strict=True))
+        return Metrics(**figures, per_class=_per_class(self.truth, evaluation), mask=mask)
+
+
+def has_masks(entries: Iterable[dict]) -> bool:
+    """Whether there are entries, annotations or results in COCO's terms, and all of them have a segmentation."""
+    entries = list(entries)
+    return bool(entries) and all(entry.get("segmentation") for entry in entries)
+
+
+def _index(content: dict) -> COCO:
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    return coco
+
+
+def _ground_truth(annotations: str | Path | COCO | CocoDataset, masks: bool) -> dict:
+    if isinstance(annotations, CocoDataset):
+        return annotations.to_coco()
+    if isinstance(annotations, COCO):
+        numbered = enumerate(annotations.dataset["annotations"], start=1)
+        return {**annotations.dataset, "annotations": [_countable(entry, number) for number, entry in numbered]}
+    raw = read_coco(annotations)
+    return check_annotations(raw, skip_bad=False, masks=masks and raw.has_masks()).to_coco()
+
+
+def _countable(annotation: dict, number: int) -> dict:
+    """Fills in what COCOeval asks for; it takes a match with annotation id 0 for none, and writes into what it gets."""
+    _, _, width, height = annotation["bbox"]
+    return {"area": width * height, "iscrowd": 0, **annotation, "id": number}
+
+
+def _detections(truth: COCO, results: list[dict]) -> dict:
+    """Not COCO.loadRes, which fails on no results and writes into those it gets."""
+    return {**truth.dataset, "annotations": [_detection(result, id) for id, result in enumerate(results, start=1)]}
+
+
+def _detection(result: dict, number: int) -> dict:
+    if result.get("bbox"):
+        box, area = result["bbox"], result["bbox"][2] * result["bbox"][3]
+    else:
+        box = coco_mask.toBbox(result["segmentation"]).tolist()
+        area = float(coco_mask.area(result["segmentation"]))
+    return {**result, "id": number, "bbox": box, "area": area, "iscrowd": 0}
+
+
+def _by_mask_area(found: COCO) -> COCO:
+    """By size, masks count by their own area, not their box's: what the field does, by taking the boxes out first."""
+    results = found.dataset["annotations"]
+    return _index(
+        {
+            **found.dataset,
+            "annotations": [{**result, "area": float(coco_mask.area(result["segmentation"]))} for result in results],
+        }
+    )
+
+
+def _check_known(truth: COCO, results: list[dict], image_ids: list[int], name: str) -> None:
+    if unknown := {*image_ids, *(result["image_id"] for result in results)} - truth.imgs.keys():
+        raise DataError(f"{name}: image_id: expected images of the data set, it has no {_listed(unknown)}")
+    if unknown := {result["category_id"] for result in results} - truth.cats.keys():
+        raise DataError(f"{name}: category_id: expected categories of the data set, it has no {_listed(unknown)}")
+    for index, result in enumerate(results):
+        image, segmentation = truth.imgs[result["image_id"]], result.get("segmentation")
+        size = [image.get("height"), image.get("width")]
+        if isinstance(segmentation, dict) and list(segmentation["size"]) != size:
+            found = f"expected {size}, image {image['id']}'s [height, width], got {segmentation['size']}"
+            raise DataError(f"{name}[{index}]: segmentation: size: {found}")
+
+
+def _listed(ids: set[int]) -> str:
+    shown = ", ".join(map(str, sorted(ids)[:SHOWN_IDS]))
+    return shown if len(ids) <= SHOWN_IDS else f"{shown} and {len(ids) - SHOWN_IDS:,} more"
+
+
+def _per_class(truth: COCO, evaluation: COCOeval) -> dict[str, dict[str, float | None]]:
+    # (IoU thresholds, recalls, classes), over all sizes, at most 100 boxes per image
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    return {
+        truth.cats[category_id]["name"]: {"ap": _mean(precision[:, :, k]), "ap50": _mean(precision[0, :, k])}
+        for k, category_id in enumerate(evaluation.params.catIds)
+    }
+
+
+def _mean(precision: np.ndarray) -> float | None:
+    """COCOeval marks a class without objects with -1 throughout."""
+    return _percent(precision.mean())
+
+
+def _percent(value: float) -> float | None:
+    return None if value < 0 else 100 * float(value)
+
+
+def save_results(results: list[dict], path: str | Path) -> None:
+    """Writes COCO's results format, JSON; a file of that name is replaced when the new one is complete."""
+    write_text(path, json.dumps(results))
+
+
+def load_results(path: str | Path) -> list[dict]:
+    """Reads COCO's results format.
+
+    Raises:
+        DataError: If the file is not a list of results with image_id, category_id, score, and bbox or segmentation or
+            both: all of them the same.
+    """
+    results = read_json(path, DataError, most_bytes=None, most_levels=None)
+    if not isinstance(results, list):
+        raise DataError(f"{path}: expected a list of results, got {type(results).__name__}")
+    for index, result in enumerate(results):
+        _check_result(f"{path}: results[{index}]", result)
+        for key in ("bbox", "segmentation"):
+            if bool(result.get(key)) != bool(results[0].get(key)):
+                wanted = f"a {key}" if results[0].get(key) else f"no {key}"
+                raise DataError(f"{path}: results[{index}]: {key}: expected {wanted}, as in results[0]")
+    return results
+
+
+def _check_result(where: str, result: object) -> None:
+    if not isinstance(result, dict):
+        raise DataError(f"{where}: expected an object, got {type(result).__name__}")
+    for key in ("image_id", "category_id"):
+        if type(result.get(key)) is not int:
+            raise DataError(f"{where}: {key}: expected an integer")
+    box, segmentation = result.get("bbox"), result.get("segmentation")
+    if box or not segmentation:
+        _check_box(where, box)
+    if segmentation:
+        _check_segmentation(f"{where}: segmentation", segmentation)
+    if not is_finite_number(result.get("score")):
+        raise DataError(f"{where}: score: expected a finite number")
+
+
+def _check_box(where: str, box: object) -> None:
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite_number, box))):
+        raise DataError(f"{where}: bbox: expected [x, y, width, height], four finite numbers")
+
+
+def _check_segmentation(where: str, segmentation: object) -> None:
+    size = segmentation.get("size") if isinstance(segmentation, dict) else None
+    right = isinstance(size, list) and len(size) == 2 and all(map(is_positive_int, size))
+    if not isinstance(segmentation, dict) or not isinstance(size, list) or not right:
+        raise DataError(f"{where}: expected run lengths, an object of size [height, width] in pixels and counts")
+    if not isinstance(segmentation.get("counts"), str):
+        raise DataError(f"{where}: counts: expected compressed run lengths, a string")
+    read_runs(where, segmentation, *size)  # pycocotools reads past the end of broken ones

@@ -1,0 +1,259 @@
+"""Detectors in folders and on the Hub: config.json, model.safetensors, a model card. Nothing is pickled."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+from torch import nn
+
+from ...base.errors import NatsError, short
+from ...base.files import write_json
+from ...folders.limits import on_meta
+from ...folders.model_folder import CARD_NAME, CHART_NAME, read_config, save_chart, write_folder_atomically
+from ...folders.weights_file import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    check_fingerprint,
+    check_shapes,
+    load_weights,
+    save_weights,
+)
+from ...genotype.genotype import Genotype
+from ...hub.client import resolve_folder
+from ...publishing.card import (
+    CARD_CITATION,
+    CARD_REPO,
+    NOT_STATED,
+    RunFacts,
+    card_metadata,
+    card_table,
+    eval_results,
+    genotype_section,
+    join_card,
+    license_section,
+    provenance_tables,
+    run_sections,
+    table_row,
+)
+from ...version import __version__
+from ..evaluation.coco import Metrics
+from .config import FRAMEWORKS, DetectorConfig
+from .create import build_detector
+
+LIBRARY_KEY = "nats_zoo_version"
+FORMAT_KEY = "format"
+FORMAT = 1  # of config.json; a change that older versions would misread raises it
+
+
+def save_detector(
+    detector: nn.Module,
+    folder: str | os.PathLike,
+    metrics: Metrics | None = None,
+    evaluated_on: str | None = None,
+    run: RunFacts | None = None,
+) -> Path:
+    """Write a detector as a model folder, whole or not at all.
+
+    Args:
+        detector: what `create_detector` or `from_pretrained` returned.
+        folder: is created; a model folder that is already there is replaced.
+        metrics: for the model card.
+        evaluated_on: data set and split of the metrics.
+        run: what made it, for the model card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        NatsError: not such a detector, or another folder in the way.
+    """
+    config = getattr(detector, "config", None)
+    if not isinstance(config, DetectorConfig):
+        raise NatsError(f"{type(detector).__name__} is not saved: expected a detector made by create_detector")
+    genotype = _genotype(config, "config")
+
+    def write(new: Path) -> None:
+        write_json(new / CONFIG_NAME, {FORMAT_KEY: FORMAT, LIBRARY_KEY: __version__, **config.to_dict()})
+        save_weights(detector.state_dict(), new / WEIGHTS_NAME, genotype)
+        if genotype is not None:
+            save_chart(genotype, new / CHART_NAME)
+        card = _detector_card(config, genotype, metrics, evaluated_on or "an unnamed data set", run)
+        (new / CARD_NAME).write_text(card, encoding="utf-8")
+
+    return write_folder_atomically(folder, write)
+
+
+def from_pretrained(
+    source: str | os.PathLike, revision: str | None = None, cache_dir: str | os.PathLike | None = None
+) -> nn.Module:
+    """Load a detector with its weights, in evaluation mode.
+
+    Args:
+        source: a folder that `save_detector` wrote, or the id of a Hub repository (`org/name`).
+        revision: branch, tag or commit of the repository.
+        cache_dir: where downloads are kept; default: the Hub client's cache.
+
+    Returns:
+        A torchvision detector; its `config` names the classes.
+
+    Raises:
+        NatsError: no such folder or repository, a config that is none, weights of another genotype, or a tensor of
+            another shape.
+    """
+    folder = resolve_folder(source, revision, cache_dir=cache_dir)
+    config = read_detector_config(folder)
+    weights = folder / WEIGHTS_NAME
+    check_fingerprint(weights, _genotype(config, str(folder / CONFIG_NAME)))
+    with on_meta(str(folder / CONFIG_NAME)):
+        expected = build_detector(config).state_dict()
+    check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+    detector = build_detector(config)
+    detector.load_state_dict(load_weights(weights))
+    return detector.eval()
+
+
+def read_detector_config(folder: str | os.PathLike) -> DetectorConfig:
+    """The config of a detector folder; NatsError names the file and the key."""
+    data = read_config(folder)
+    path = Path(folder) / CONFIG_NAME
+    if "framework" not in data:
+        raise NatsError(f"{path}: key 'framework' is missing, expected a detector's config")
+    _check_format(data.pop(FORMAT_KEY, FORMAT), path)
+    data.pop(LIBRARY_KEY, None)
+    config = DetectorConfig.from_dict(data, source=str(path))
+    _genotype(config, str(path))
+    return config
+
+
+def _genotype(config: DetectorConfig, source: str) -> Genotype | None:
+    return None if config.genotype is None else Genotype.from_dict(config.genotype, source=f"{source}: genotype")
+
+
+def _check_format(found: Any, path: Path) -> None:
+    if type(found) is not int or found < 1:
+        raise NatsError(f"{path}: {FORMAT_KEY}: expected a number from 1 to {FORMAT}, found {short(found)}")
+    if found > FORMAT:
+        raise NatsError(
+            f"{path}: is of a newer format ({short(found)}), this nats-zoo {__version__} reads up to {FORMAT}:"
+            " upgrade nats-zoo"
+        )
+
+
+def _detector_card(
+    config: DetectorConfig, genotype: Genotype | None, metrics: Metrics | None, evaluated_on: str, run: RunFacts | None
+) -> str:
+    base = run.base if run else None
+    header = card_metadata(
+        "detector",
+        config.framework,
+        base,
+        library_name="nats-zoo",
+        tags=["timm", "torchvision", config.framework, *(["instance-segmentation"] if config.masks else [])],
+        pipeline_tag="image-segmentation" if config.masks else "object-detection",
+        eval_results=_results(metrics, evaluated_on, run),
+    )
+    header["nats_zoo"]["backbone"] = config.backbone
+    sections = [
+        _CARD_BODY.format(
+            framework=FRAMEWORKS[config.framework].title,
+            backbone=config.backbone,
+            found="boxes (XYXY, pixels), labels, scores" + (", masks (N, 1, H, W) in 0..1" if config.masks else ""),
+            repo=CARD_REPO,
+            classes=" ".join(", ".join(config.classes).split()) or f"{config.num_classes - 1} without names",
+            min_size=config.min_size,
+            max_size=config.max_size,
+        ),
+        _limits(run),
+        genotype_section(genotype, CHART_NAME) if genotype else "## Genotype\n\nNone: this is the plain network.",
+        *_metrics_sections(metrics, evaluated_on),
+        provenance_tables(genotype) if genotype else "",
+        run_sections(run),
+        license_section(base) if run else license_section(None, NOT_STATED),
+        CARD_CITATION,
+    ]
+    return join_card(header, sections)
+
+
+def _limits(run: RunFacts | None) -> str:
+    line = run.data.get(run.settings.get("train_split", "")) if run else None
+    return f"{_LIMITS}\n- Trained on {line}: what these do not show, it does not know." if line else _LIMITS
+
+
+def _results(metrics: Metrics | None, evaluated_on: str, run: RunFacts | None) -> list[EvalResult] | None:
+    """AP as the Hub's model-index states it."""
+    if metrics is None:
+        return None
+    found = eval_results("object-detection", _figures(metrics, "box"), evaluated_on, run)
+    if metrics.mask is not None:
+        found += eval_results("image-segmentation", _figures(metrics.mask, "mask"), evaluated_on, run)
+    return found or None
+
+
+def _figures(metrics: Metrics, of: str) -> dict[str, tuple[str, float | None]]:
+    return {
+        f"{of} AP": ("mAP", metrics.ap),
+        f"{of} AP50": ("mAP@0.5", metrics.ap50),
+        f"{of} AP75": ("mAP@0.75", metrics.ap75),
+    }
+
+
+def _metrics_sections(metrics: Metrics | None, evaluated_on: str) -> list[str]:
+    if metrics is None:
+        return []
+    boxes, masks = metrics.to_dict(), metrics.to_dict()["mask"] or {}
+    overall = _overall(boxes) | {f"mask {key}": value for key, value in _overall(masks).items()}
+    return [card_table(f"Metrics on {evaluated_on} (COCO, percent)", overall), _class_table(boxes, masks)]
+
+
+def _overall(values: dict[str, Any]) -> dict[str, str]:
+    return {key: _percent(value) for key, value in values.items() if key not in ("per_class", "mask")}
+
+
+def _class_table(boxes: dict[str, Any], masks: dict[str, Any]) -> str:
+    """AP of each class, of boxes and perhaps of masks."""
+    kinds = {"": boxes["per_class"], "mask ": masks.get("per_class", {})}
+    kinds = {kind: rows for kind, rows in kinds.items() if rows}
+    if not kinds:
+        return ""
+    columns = [(rows, key) for rows in kinds.values() for key in ("ap", "ap50")]
+    heads = ["class", *(f"{kind}{name}" for kind in kinds for name in ("AP", "AP50"))]
+    names = dict.fromkeys(name for rows in kinds.values() for name in rows)
+    rows = [table_row(name, *(_percent(rows.get(name, {}).get(key)) for rows, key in columns)) for name in names]
+    return "\n".join(["### By class\n", table_row(*heads), "|---" * len(heads) + "|", *rows])
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+_CARD_BODY = """\
+# {framework} on {backbone}
+
+A torchvision detector on a timm backbone, trained with nats-zoo.
+
+- classes: {classes}
+- finds {found}
+- images are resized to a short side of {min_size} pixels, the long one at most {max_size}
+
+## Use
+
+```python
+import nats_zoo  # first: it registers the backbone with timm
+import torch
+
+detector = nats_zoo.detection.from_pretrained("{repo}")
+image = torch.rand(3, 480, 640)  # your own: RGB in 0..1
+predictions = detector([image])
+```
+
+```bash
+nats predict {repo} image.jpg
+```"""
+
+_LIMITS = """\
+## Intended use and limits
+
+- It finds objects of the classes above in images like those that it was trained on. It has not been tried on others,
+  nor for any use in which a missed or a wrong detection harms somebody.
+- Scores are not calibrated probabilities: choose the threshold on images of your own."""

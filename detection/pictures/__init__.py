@@ -1,0 +1,4 @@
+"""Drawing boxes, masks and labels onto images.
+
+Imports `nats_zoo`, nothing else of detection.
+"""

@@ -1,0 +1,4 @@
+"""What training and search share: a run's options, folder, loop, processes.
+
+Imports `models`, `data` and `metrics`.
+"""

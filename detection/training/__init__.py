@@ -1,0 +1,4 @@
+"""Training a detector.
+
+Imports everything of detection.
+"""

@@ -1,0 +1,88 @@
+"""Weights of a plain architecture, from wherever users name them: what timm is told so that it loads them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from ..base.errors import NatsError
+from ..hub.client import resolve_folder
+from .model_folder import read_config
+from .weights_file import CONFIG_NAME, WEIGHTS_NAME, load_weights
+
+BODY = "backbone.body."  # where a detector's state dict holds its backbone's
+TIMM = "timm/"  # the organisation on the Hub, whose repositories all have safetensors
+
+
+def fetch_pretrained(name: str) -> None:
+    """Put timm's weights of a network into the Hub's cache, where timm then finds them.
+
+    Unlike timm's own download this one compares the checksum, goes on where it was cut, and gives up at once when the
+    Hub can not be reached. Weights that are elsewhere than in timm's own repositories are left to timm.
+
+    Args:
+        name: timm's name, with a tag if wanted (`resnet50.tv_in1k`).
+
+    Raises:
+        NatsError: they can not be had.
+    """
+    try:
+        cfg = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag, which timm then says
+        return
+    repo = "" if cfg is None or cfg.hf_hub_filename else cfg.hf_hub_id or ""
+    if not repo.startswith(TIMM):
+        return
+    try:
+        resolve_folder(repo, files=[WEIGHTS_NAME])
+    except NatsError as error:
+        raise NatsError(f"weights: {error}") from error
+
+
+def weights_overlay(
+    architecture: str, weights: str, arguments: Mapping[str, Any] | None = None, headless: bool = True
+) -> dict[str, Any]:
+    """timm's `pretrained_cfg_overlay` for these weights, with their own normalisation and classes.
+
+    Args:
+        architecture: timm's name of the plain network.
+        weights: the folder, safetensors file or Hub repository of a timm model of the same (plain) architecture, or of
+            a detector on it, whose backbone is taken.
+        arguments: of the network's constructor, which change its shapes.
+        headless: whether the classifier's weights may be absent.
+
+    Raises:
+        NatsError: weights that can not be read, or of another network.
+    """
+    path = Path(weights) if weights.endswith(".safetensors") else resolve_folder(weights)
+    tensors, cfg = _read_folder(path) if path.is_dir() else (load_weights(path), {})
+    head = {"num_classes": 0} if headless else {key: cfg[key] for key in ("num_classes",) if key in cfg}
+    _check_weights(architecture, {**(arguments or {}), **head}, tensors, weights)
+    return {**cfg, "state_dict": tensors, "file": None, "hf_hub_id": None, "url": ""}
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and pretrained cfg of a timm model's folder, or of the backbone in a detector's folder."""
+    config = read_config(folder)
+    tensors = load_weights(folder / WEIGHTS_NAME)
+    if "framework" in config:
+        tensors = {key.removeprefix(BODY): value for key, value in tensors.items() if key.startswith(BODY)}
+        return tensors, {"mean": config.get("image_mean"), "std": config.get("image_std")}
+    cfg = config.get("pretrained_cfg")
+    if not isinstance(cfg, dict):
+        raise NatsError(f"{folder / CONFIG_NAME}: expected a timm config with the key 'pretrained_cfg'")
+    kept = {key: cfg[key] for key in ("mean", "std", "num_classes", "classifier", "input_size") if key in cfg}
+    return tensors, kept | {key: config[key] for key in ("num_classes",) if key in config}
+
+
+def _check_weights(architecture: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> None:
+    """timm loads a headless network leniently; weights of another network must not pass for a pretrained one."""
+    with torch.device("meta"):
+        expected = timm.create_model(architecture, **arguments).state_dict()
+    for key, tensor in expected.items():
+        found = tuple(tensors[key].shape) if key in tensors else "missing"
+        if found != tuple(tensor.shape) and not (found == "missing" and key.endswith("num_batches_tracked")):
+            raise NatsError(f"{source}: weights of another network: {key} is {found}, expected {tuple(tensor.shape)}")

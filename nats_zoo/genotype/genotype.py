@@ -1,0 +1,426 @@
+"""The genotype: which dilation each output channel of each convolution uses. Plain data, read strictly.
+
+A genotype file is JSON:
+
+    {"format": 1,
+     "architecture": "resnet50",
+     "convs": {"layer2.0.conv2": [[80, 1, 1], [32, 3, 3], [16, 1, 3]]},
+     "gains": {"layer2.0.conv2": [1.0, 0.93, 1.1]},
+     "provenance": {"method": "mixture", "space": "C"}}
+
+Each run is `[channels, dilation_h, dilation_w]`, in the convolution's own output-channel order.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..base.errors import GenotypeError, one_line, short
+from ..base.files import MOST_BYTES, is_deeper, read_json, write_text
+from ..version import __version__
+
+FORMAT = 1
+MAX_FILE_BYTES = MOST_BYTES
+MAX_NAME = 256  # characters of a convolution's or a provenance's key: error messages quote it
+MAX_CHANNELS = 2**20  # far beyond any network, as the next is beyond any feature map:
+MAX_DILATION = 1024  # they keep a damaged file from asking for gigabytes
+MAX_DEPTH = 64  # of provenance: JSON is read and written recursively, and from any depth of the program's own stack
+GENOTYPE_DIR = Path(__file__).parent / "published"
+
+# The search's modes, as provenance's `method` names them; any other genotype was not searched.
+SEARCH_METHODS = ("mixture", "sampled", "sensitivity")
+# What a searched genotype is compared with; see search/controls.py.
+CONTROL_METHODS = ("uniform", "random", "shares", "shuffled")
+
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
+
+HUB_PREFIX = "hf-hub:"  # timm's, before the id of a repository
+
+Dilation = tuple[int, int]
+PLAIN: Dilation = (1, 1)
+
+
+class Run(NamedTuple):
+    """Consecutive output channels with one dilation."""
+
+    channels: int
+    dilation_h: int
+    dilation_w: int
+
+    @property
+    def dilation(self) -> Dilation:
+        return (self.dilation_h, self.dilation_w)
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """The whole discovered scheme of one architecture. Treat its dictionaries as read-only.
+
+    Attributes:
+        architecture: timm's name of the plain network, such as `resnet50`.
+        convs: runs per convolution, keyed by the convolution's name in the plain network. The channels of a
+            convolution's runs add up to its `out_channels`. Convolutions not named stay plain.
+        gains: optional factor on the kernel, one per run, for some of the convolutions.
+        provenance: where it comes from: method, space, dataset, weights, seed, command, metrics.
+        source: what error messages call it (a file's path); not part of the genotype.
+    """
+
+    architecture: str
+    convs: Mapping[str, tuple[Run, ...]]
+    gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    source: str = field(default="genotype", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_architecture(self.architecture, self.source)
+        convs = {name: _read_runs(runs, name, self.source) for name, runs in _items(self.convs, "convs", self.source)}
+        gains = {
+            name: _read_gains(values, name, convs, self.source)
+            for name, values in _items(self.gains, "gains", self.source)
+        }
+        provenance = _read_provenance(self.provenance, self.source)
+        for name, value in (("convs", convs), ("gains", gains), ("provenance", provenance)):
+            object.__setattr__(self, name, value)
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Genotype":
+        """Read a genotype file.
+
+        Raises:
+            GenotypeError: naming the file, the convolution or key, and what was expected.
+        """
+        return cls.from_dict(read_json(path, GenotypeError, MAX_FILE_BYTES), source=str(path))
+
+    @classmethod
+    def from_dict(cls, data: Any, source: str = "genotype") -> "Genotype":
+        """Build from the JSON form; `source` is what error messages call it."""
+        known = {"format", "architecture", "convs", "gains", "provenance"}
+        data = dict(_items(data, "the genotype", source))
+        if "format" in data:  # first: a newer format has other keys
+            _check_format(data["format"], source)
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise GenotypeError(f"{source}: unknown key {unknown[0]!r}, expected only {', '.join(sorted(known))}")
+        for key in ("format", "architecture", "convs"):
+            if key not in data:
+                raise GenotypeError(f"{source}: key {key!r} is missing")
+        return cls(
+            architecture=data["architecture"],
+            convs=data["convs"],
+            gains=data.get("gains", {}),
+            provenance=data.get("provenance", {}),
+            source=source,
+        )
+
+    @classmethod
+    def from_ic_conv(cls, path: str | os.PathLike, architecture: str) -> "Genotype":
+        """Read one of Inception Convolution's published pattern files (arXiv 2012.13587).
+
+        They are JSON lists with one object per 3x3 convolution of the four stages in network order,
+        `{"(dilation_h - 1, dilation_w - 1)": channels}`, channels packed in that order. For grouped convolutions
+        (ResNeXt) the files count cardinality groups instead, as is told by their sum.
+
+        Args:
+            path: the pattern file.
+            architecture: timm's name of the network it was made for, such as `resnet50`.
+
+        Raises:
+            GenotypeError: malformed file, or a pattern that does not fit the architecture.
+        """
+        patterns = read_json(path, GenotypeError, MAX_FILE_BYTES)
+        sizes = _stage_convs_3x3(architecture, str(path))
+        if not isinstance(patterns, list) or len(patterns) != len(sizes):
+            found = f"{len(patterns)} patterns" if isinstance(patterns, list) else type(patterns).__name__
+            raise GenotypeError(
+                f"{path}: expected a list of {len(sizes)} patterns, one per 3x3 convolution of {architecture},"
+                f" found {found}"
+            )
+        convs = {
+            name: _ic_conv_runs(pattern, name, *sizes[name], str(path))
+            for name, pattern in zip(sizes, patterns, strict=True)
+        }
+        provenance = {"method": "ic_conv", "note": f"converted from the pattern file {Path(path).name}"}
+        return cls(architecture=architecture, convs=convs, provenance=provenance, source=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, a deep copy made of plain dicts, lists, strings and numbers."""
+        data: dict[str, Any] = {
+            "format": FORMAT,
+            "architecture": self.architecture,
+            "convs": {name: [list(run) for run in runs] for name, runs in self.convs.items()},
+        }
+        if self.gains:
+            data["gains"] = {name: list(values) for name, values in self.gains.items()}
+        if self.provenance:
+            data["provenance"] = json.loads(json.dumps(self.provenance))
+        return data
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the genotype file: beside its target, then renamed, so that it is whole or absent."""
+        write_text(path, _format_json(self.to_dict()))
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over what the network computes: architecture, runs and gains, not the provenance."""
+        content = {k: v for k, v in self.to_dict().items() if k != "provenance"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def transfer(self, architecture: str) -> "Genotype":
+        """This genotype on another architecture: nothing is searched.
+
+        The convolutions of both plain networks that can be regrouped (see `stages.searchable_convs`) correspond by
+        stage, by relative depth and by relative position. Within a stage, block j of the target's m takes block
+        floor((j + 0.5) / m * n) of the source's n, where a block is the module that a convolution lies in; so do the
+        convolutions within a block. Within a convolution, unit u of the target's U takes the dilation of channel
+        floor((u + 0.5) / U * C) of the source's C; a unit is a channel, or a cardinality group where there are any.
+        A stage that the source has not stays plain. Convolutions that come out wholly plain are left out. Gains are
+        dropped, because they were calibrated on the source's weights; so are convolutions that lie in no stage, such as
+        1x1 ones. The provenance names both.
+
+        Args:
+            architecture: timm's name of the target, such as `resnet101`.
+
+        Returns:
+            A genotype whose provenance holds `method: "transfer"`, the source's architecture, name and fingerprint,
+            and its provenance under `source_provenance`; this very genotype, if it is the same architecture.
+
+        Raises:
+            GenotypeError: an architecture that timm does not know or that has no convolution to regroup, or a
+                genotype that does not fit its own.
+        """
+        from ..networks.transfer import transfer
+
+        return transfer(self, architecture)
+
+    def merge(self, max_dilations: int) -> "Genotype":
+        """The nearest genotype with at most `max_dilations` different dilations in each convolution.
+
+        A convolution that has more keeps those of its own dilations that move its channels least: the set S of at
+        most `max_dilations` that minimises the sum over channels of min over (h', w') in S of |h - h'| + |w - w'|,
+        found exactly. Among equals, the set that leaves more channels unchanged, then the one that comes first when
+        its dilations are sorted. A channel moves to the nearest dilation in S, to the smaller (height, then width) of
+        equally near ones. Runs keep their channels.
+
+        The gain of a run that moves becomes 1, because it was calibrated for another dilation.
+
+        Returns:
+            A genotype with the same provenance and in it `merged`: the share of channels that moved, the mean distance
+            over all channels, and the fingerprint of the genotype before; this very genotype, if nothing moves.
+
+        Raises:
+            GenotypeError: `max_dilations` is no positive integer, or a convolution has too many different dilations
+                to try all sets (9 never are, nor 20).
+        """
+        from .merging import merge
+
+        return merge(self, max_dilations)
+
+    def dilation_shares(self) -> dict[str, dict[Dilation, float]]:
+        """Share of output channels per dilation, for each convolution (the paper's intensity I^g), in 0..1."""
+        shares: dict[str, dict[Dilation, float]] = {}
+        for name, runs in self.convs.items():
+            total = sum(run.channels for run in runs)
+            counts: dict[Dilation, int] = {}
+            for run in runs:
+                counts[run.dilation] = counts.get(run.dilation, 0) + run.channels
+            shares[name] = {dilation: counts[dilation] / total for dilation in sorted(counts, key=_dilation_order)}
+        return shares
+
+    def share_changed(self) -> float:
+        """Share of the named convolutions' output channels whose dilation is not (1, 1), in 0..1."""
+        runs = [run for runs in self.convs.values() for run in runs]
+        total = sum(run.channels for run in runs)
+        return sum(run.channels for run in runs if run.dilation != PLAIN) / total if total else 0.0
+
+    def __str__(self) -> str:
+        shares = self.dilation_shares()
+        columns = sorted({d for row in shares.values() for d in row}, key=_dilation_order)
+        width = max([len(name) for name in shares] + [11])
+        header = [f"{'convolution':<{width}}  channels"] + [f"{h}x{w}".rjust(6) for h, w in columns]
+        lines = [f"{self.architecture}: {len(shares)} convolutions, {self.share_changed():.0%} of channels changed"]
+        lines.append("  ".join(header))
+        for name, row in shares.items():
+            channels = sum(run.channels for run in self.convs[name])
+            cells = [f"{row[d]:.0%}".rjust(6) if d in row else "     ." for d in columns]
+            lines.append("  ".join([f"{name:<{width}}  {channels:>8}", *cells]))
+        return "\n".join(lines)
+
+
+def resolve_genotype(genotype: "Genotype | Mapping | str | os.PathLike") -> Genotype:
+    """Turn what users pass as `genotype=` into a Genotype.
+
+    Args:
+        genotype: a Genotype, its JSON form, the name of a published one (see `published_genotypes`), a file's path, or
+            `hf-hub:org/name` (`hf-hub:org/name@revision`): the Hub repository of a genotype, backbone or detector.
+
+    Raises:
+        NatsError: no such name, file or repository, or a malformed genotype (then a GenotypeError).
+    """
+    if isinstance(genotype, Genotype):
+        return genotype
+    if isinstance(genotype, Mapping):
+        return Genotype.from_dict(genotype)
+    if not isinstance(genotype, str | os.PathLike):
+        raise GenotypeError(f"genotype: expected a name, a path, a dict or a Genotype, got {type(genotype).__name__}")
+    if isinstance(genotype, str) and genotype in published_genotypes():
+        return Genotype.load(GENOTYPE_DIR / f"{genotype}.json")
+    if isinstance(genotype, str) and genotype.startswith(HUB_PREFIX):
+        from ..folders.find_genotype import pull_genotype  # which imports this
+
+        return pull_genotype(genotype)
+    if not Path(genotype).is_file():
+        names = ", ".join(published_genotypes()) or "none"
+        raise GenotypeError(f"{genotype}: no such genotype file, nor a published genotype (those are: {names})")
+    return Genotype.load(genotype)
+
+
+def published_genotypes() -> list[str]:
+    """Names of the genotypes that come with the package."""
+    return sorted(path.stem for path in GENOTYPE_DIR.glob("*.json"))
+
+
+def runs_from_channels(dilations: Iterable[Dilation]) -> tuple[Run, ...]:
+    """Runs from one dilation per output channel; neighbours with the same dilation become one run."""
+    runs: list[Run] = []
+    for dilation in dilations:
+        if runs and runs[-1].dilation == dilation:
+            runs[-1] = runs[-1]._replace(channels=runs[-1].channels + 1)
+        else:
+            runs.append(Run(1, *dilation))
+    return tuple(runs)
+
+
+def _dilation_order(dilation: Dilation) -> tuple[bool, Dilation]:
+    return (dilation[0] != dilation[1], dilation)  # isotropic ones first
+
+
+def _items(value: Any, what: str, source: str) -> list[tuple[str, Any]]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise GenotypeError(f"{source}: {what} must be an object with string keys, found {type(value).__name__}")
+    for key in value:
+        if not key.isprintable():  # a line break in a name would break an error message in two
+            raise GenotypeError(f"{source}: {what}: the key {short(key)} holds unprintable characters")
+        if len(key) > MAX_NAME:
+            raise GenotypeError(f"{source}: {what}: the key {short(key)} has over {MAX_NAME} characters")
+    return list(value.items())
+
+
+def _check_format(found: Any, source: str) -> None:
+    if type(found) is int and found > FORMAT:
+        newer = f"is of a newer format ({short(found)}), this nats-zoo {__version__} reads up to {FORMAT}"
+        raise GenotypeError(f"{source}: {newer}: upgrade nats-zoo")
+    if type(found) is not int or found != FORMAT:
+        raise GenotypeError(f"{source}: format is {short(found)}, this version reads format {FORMAT}")
+
+
+def _check_architecture(architecture: Any, source: str) -> None:
+    # Files are named after it: no folders in it
+    if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture):
+        raise GenotypeError(f"{source}: architecture must be a timm model name, found {short(architecture)}")
+
+
+def _read_provenance(provenance: Any, source: str) -> dict[str, Any]:
+    """A deep copy in plain JSON data, as it will be read back."""
+    content = dict(_items(provenance, "provenance", source))
+    try:
+        text = json.dumps(content, allow_nan=False, ensure_ascii=False)
+        copy = json.loads(text.encode())  # encoded: half a surrogate pair could not be written into a model card
+    except (TypeError, ValueError, RecursionError) as error:
+        raise GenotypeError(f"{source}: provenance must be plain JSON data: {one_line(error)[:200]}") from error
+    if is_deeper(copy, MAX_DEPTH):
+        raise GenotypeError(f"{source}: provenance is nested too deeply, expected at most {MAX_DEPTH} levels")
+    return copy
+
+
+def _read_runs(runs: Any, name: str, source: str) -> tuple[Run, ...]:
+    if not isinstance(runs, list | tuple) or not runs:
+        raise GenotypeError(f"{source}: {name}: expected a non-empty list of runs, found {short(runs)}")
+    return tuple(_read_run(run, name, source) for run in runs)
+
+
+def _read_run(run: Any, name: str, source: str) -> Run:
+    # type() and not isinstance(): True is an int to Python, and no number of channels
+    if not isinstance(run, list | tuple) or len(run) != 3 or any(type(v) is not int for v in run) or min(run) < 1:
+        raise GenotypeError(
+            f"{source}: {name}: a run must be [channels, dilation_h, dilation_w], three positive integers,"
+            f" found {short(run)}"
+        )
+    if run[0] > MAX_CHANNELS or max(run[1:]) > MAX_DILATION:
+        raise GenotypeError(
+            f"{source}: {name}: expected at most {MAX_CHANNELS} channels and a dilation of {MAX_DILATION},"
+            f" found {short(run)}"
+        )
+    return Run(*run)
+
+
+def _read_gains(values: Any, name: str, convs: Mapping[str, tuple[Run, ...]], source: str) -> tuple[float, ...]:
+    if name not in convs:
+        raise GenotypeError(f"{source}: gains name the convolution {name!r}, which is not among convs")
+    if not isinstance(values, list | tuple) or len(values) != len(convs[name]):
+        raise GenotypeError(f"{source}: {name}: expected {len(convs[name])} gains, one per run, found {short(values)}")
+    for value in values:
+        if type(value) not in (int, float) or not _is_finite(value):
+            raise GenotypeError(f"{source}: {name}: a gain must be a finite number, found {short(value)}")
+    return tuple(float(value) for value in values)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of float
+        return False
+
+
+def _format_json(data: dict[str, Any]) -> str:
+    """One line per convolution: a diff of two genotypes is then readable."""
+    blocks = []
+    for key, value in data.items():
+        if key in ("convs", "gains"):
+            rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in value.items())
+            blocks.append(f"  {json.dumps(key)}: {{\n{rows}\n  }}")
+        else:
+            blocks.append(f"  {json.dumps(key)}: " + json.dumps(value, indent=2).replace("\n", "\n  "))
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
+
+
+def _stage_convs_3x3(architecture: str, source: str) -> dict[str, tuple[int, int]]:
+    """Output channels and cardinality groups of a timm network's 3x3 convolutions, in network order, without stem."""
+    import timm
+    import torch
+
+    if not timm.is_model(architecture):
+        raise GenotypeError(f"{source}: {architecture!r} is no timm model")
+    with torch.device("meta"):
+        model = timm.create_model(architecture)
+    stages = tuple(info["module"] for info in model.feature_info[1:])
+    return {
+        name: (module.out_channels, module.groups)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3) and name.startswith(stages)
+    }
+
+
+def _ic_conv_runs(pattern: Any, name: str, out_channels: int, groups: int, source: str) -> tuple[Run, ...]:
+    runs = []
+    for key, channels in _items(pattern, f"the pattern of {name}", source):
+        extra = re.fullmatch(r"\(([0-9]{1,3}), ?([0-9]{1,3})\)", key)
+        if not extra:
+            raise GenotypeError(f"{source}: {name}: expected keys like '(0, 1)', found {short(key)}")
+        if type(channels) is int and channels == 0:
+            continue  # the published files list every pattern, used or not
+        runs.append(_read_run([channels, int(extra[1]) + 1, int(extra[2]) + 1], name, source))
+    total = sum(run.channels for run in runs)
+    if total == groups > 1:
+        return tuple(run._replace(channels=run.channels * out_channels // groups) for run in runs)
+    if total != out_channels:
+        expected = f"{out_channels} channels" if groups == 1 else f"{out_channels} channels or {groups} groups"
+        raise GenotypeError(f"{source}: {name}: its pattern adds up to {total}, expected {expected}")
+    return tuple(runs)

@@ -1,0 +1,88 @@
+"""Merge: a genotype with at most k different dilations in each convolution, the nearest such one."""
+
+import math
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from ..base.errors import GenotypeError
+from .genotype import Dilation, Genotype, Run
+
+# For one convolution; together about a second and 200 MB at most.
+MAX_DIFFERENT = 1000  # different dilations
+MAX_STEPS = 40_000_000  # sets of dilations, times dilations, times those in a set
+
+
+def merge(genotype: Genotype, max_dilations: int) -> Genotype:
+    """See `Genotype.merge`."""
+    if type(max_dilations) is not int or max_dilations < 1:  # True is an int to Python
+        raise GenotypeError(f"{genotype.source}: max_dilations must be a positive integer, found {max_dilations!r}")
+    moves = {name: _moves(runs, max_dilations, f"{genotype.source}: {name}") for name, runs in genotype.convs.items()}
+    if not any(moves.values()):
+        return genotype
+    convs = {
+        name: tuple(Run(run.channels, *moves[name].get(run.dilation, run.dilation)) for run in runs)
+        for name, runs in genotype.convs.items()
+    }
+    gains = {
+        name: tuple(
+            1.0 if run.dilation in moves[name] else gain for run, gain in zip(genotype.convs[name], values, strict=True)
+        )
+        for name, values in genotype.gains.items()
+    }
+    merged = _describe(genotype, convs, max_dilations)
+    provenance = {**genotype.provenance, "merged": merged}
+    return Genotype(genotype.architecture, convs, gains, provenance, source=f"{genotype.source} merged")
+
+
+def _moves(runs: tuple[Run, ...], most: int, where: str) -> dict[Dilation, Dilation]:
+    """Which dilations become which others, so that at most `most` are left; the others stay."""
+    channels: dict[Dilation, int] = {}
+    for run in runs:
+        channels[run.dilation] = channels.get(run.dilation, 0) + run.channels
+    if len(channels) <= most:
+        return {}
+    dilations = sorted(channels)
+    kept = _best_set(dilations, [channels[dilation] for dilation in dilations], most, where)
+    nearest = {dilation: min(kept, key=lambda other: (_distance(dilation, other), other)) for dilation in dilations}
+    return {dilation: other for dilation, other in nearest.items() if dilation != other}
+
+
+def _best_set(dilations: list[Dilation], channels: list[int], size: int, where: str) -> list[Dilation]:
+    """The set of `size` of these (sorted) dilations that moves the channels least; all sets are tried.
+
+    A smaller set is never better: one more dilation moves no channel further, and leaves its own where they are.
+    """
+    n = len(dilations)
+    if n > MAX_DIFFERENT or math.comb(n, size) * n * size > MAX_STEPS:
+        raise GenotypeError(f"{where}: {n} different dilations are too many to find the best {size} of them exactly")
+    grid, weight = np.array(dilations), np.array(channels)
+    distances = np.abs(grid[:, None] - grid).sum(-1)
+    sets = np.array(list(combinations(range(n), size)))  # in lexicographic order
+    nearest = distances[sets[:, 0]]
+    for column in sets.T[1:]:
+        np.minimum(nearest, distances[column], out=nearest)
+    unchanged = weight[sets].sum(1)
+    best = np.lexsort((-unchanged, nearest @ weight))[0]  # stable: the first of those that are equal in both
+    return [dilations[i] for i in sets[best]]
+
+
+def _distance(a: Dilation, b: Dilation) -> int:
+    return abs(a[0] - b[0]) + abs(a[1] - b[1])
+
+
+def _describe(genotype: Genotype, convs: Mapping[str, tuple[Run, ...]], max_dilations: int) -> dict[str, Any]:
+    pairs = [(old, new) for name, runs in convs.items() for old, new in zip(genotype.convs[name], runs, strict=True)]
+    total = sum(old.channels for old, _ in pairs)
+    moved = sum(old.channels for old, new in pairs if old != new)
+    distance = sum(old.channels * _distance(old.dilation, new.dilation) for old, new in pairs)
+    merged = {
+        "max_dilations": max_dilations,
+        "share_moved": moved / total,
+        "mean_distance": distance / total,
+        "source_fingerprint": genotype.fingerprint(),
+    }
+    earlier = genotype.provenance.get("merged")
+    return merged if earlier is None else merged | {"earlier": earlier}

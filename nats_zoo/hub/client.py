@@ -1,0 +1,150 @@
+"""The Hugging Face Hub's client: repositories and their revisions as users name them, and what is fetched of them."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, get_token, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+
+from ..base.errors import NatsError
+from ..base.files import write_text
+from ..folders.model_folder import MODEL_FILES
+from ..folders.weights_file import CONFIG_NAME, WEIGHTS_NAME
+from ..genotype.genotype import HUB_PREFIX
+from .download import LIBRARY, check_small_files, fetch_large_file
+from .errors import CLIENT_ERRORS, LOGIN, explain, hub_errors, retried
+
+COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def resolve_folder(
+    source: str | os.PathLike,
+    revision: str | None = None,
+    files: Sequence[str] = MODEL_FILES,
+    cache_dir: str | os.PathLike | None = None,
+) -> Path:
+    """The local folder of a model: `source` itself if it is one, else a download from the Hub.
+
+    Downloads that were stopped go on where they ended. What is in the cache is not downloaded again, and is used as it
+    is when the Hub can not be reached.
+
+    Args:
+        source: a folder, or the id of a Hub repository: `org/name`, `org/name@revision`, either after `hf-hub:`.
+        revision: branch, tag or commit of the repository.
+        files: names and patterns of what is downloaded.
+        cache_dir: where downloads are kept; default: the Hub client's cache.
+
+    Raises:
+        NatsError: neither a folder nor a repository, no such revision, no access, no network and not in the cache, or
+            another content than the Hub says.
+    """
+    is_hub = str(source).startswith(HUB_PREFIX)
+    if Path(source).is_dir() and not is_hub:
+        if revision is not None:
+            raise NatsError(f"{source}: is a folder, revision {revision!r} is for repositories on the Hub")
+        return Path(source)
+    if Path(source).exists() and not is_hub:
+        raise NatsError(f"{source}: is no folder, expected a model folder or the id of a Hub repository (org/name)")
+    repo, revision = split_revision(str(source), revision)
+    what = f"{source}: from the Hub" if is_hub else f"{source}: no such folder, and from the Hub"
+    with hub_errors(what, revision):
+        return _download(repo, revision, files, cache_dir)
+
+
+def split_revision(source: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Repository and revision of `org/name`, `org/name@revision`, or either after `hf-hub:`.
+
+    Raises:
+        NatsError: no id of a repository, or two revisions.
+    """
+    repo, at, named = source.removeprefix(HUB_PREFIX).partition("@")
+    check_repo_id(repo, source)
+    if at and not named:
+        raise NatsError(f"{source}: expected a branch, a tag or a commit after the @")
+    if named and revision is not None and revision != named:
+        raise NatsError(f"{source}: names the revision {named!r}, and {revision!r} was asked for too")
+    return repo, named or revision
+
+
+def check_repo_id(repo_id: str, source: str | None = None) -> None:
+    """Raise NatsError, about `source` if that is given, unless it is the id of a Hub repository."""
+    try:
+        validate_repo_id(repo_id)
+        valid = "/" in repo_id
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise NatsError(f"{source or repo_id}: neither a folder nor the id of a Hub repository (org/name)")
+
+
+def usable_token(token: str | None) -> str | None:
+    """The given token, else the one of the user's login, if any."""
+    token = token or get_token()
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        # The HTTP library would refuse the header too, but quote it, token and all.
+        raise NatsError(f"the Hugging Face token has characters that no token has: {LOGIN}")
+    return token
+
+
+def _download(repo: str, revision: str | None, files: Sequence[str], cache_dir: str | os.PathLike | None) -> Path:
+    token = usable_token(None)
+    small = [name for name in files if name != WEIGHTS_NAME] or [CONFIG_NAME]
+    options = {"allow_patterns": small, "cache_dir": cache_dir, "token": token, **LIBRARY}
+    try:
+        commit = _find_commit(repo, revision, token)
+    except CLIENT_ERRORS as error:
+        return _cached(error, repo, revision, files, options)
+    snapshot = Path(retried(repo, partial(snapshot_download, repo, revision=commit, **options)))
+    _note_commit(snapshot.parent.parent, revision or constants.DEFAULT_REVISION, commit)
+    check_small_files(repo, snapshot)
+    if WEIGHTS_NAME in files:
+        _fetch_weights(repo, snapshot, files, token)
+    return snapshot
+
+
+def _find_commit(repo: str, revision: str | None, token: str | None) -> str:
+    """The commit that a revision stands for at the moment; asked here, as the client would wait for ever."""
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    api = HfApi(token=token, **LIBRARY)
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    commit = retried(repo, partial(api.model_info, repo, revision=revision, timeout=timeout)).sha
+    if commit is None:
+        raise NatsError(f"{repo}: the Hub does not say which commit its revision is")
+    return commit
+
+
+def _cached(error: Exception, repo: str, revision: str | None, files: Sequence[str], options: dict[str, Any]) -> Path:
+    """What earlier downloads have left of a repository, since the Hub has answered with an error or not at all."""
+    try:
+        snapshot = Path(snapshot_download(repo, revision=revision, local_files_only=True, **options))
+    except LocalEntryNotFoundError:
+        snapshot = None
+    if snapshot is None or (WEIGHTS_NAME in files and not (snapshot / WEIGHTS_NAME).is_file()):
+        raise LocalEntryNotFoundError(f"{repo}: not in the cache") from error
+    if not isinstance(error, OfflineModeIsEnabled):
+        print(f"{repo}: {explain(error, revision)}; used as it is in the cache", file=sys.stderr)
+    return snapshot
+
+
+def _note_commit(storage: Path, revision: str, commit: str) -> None:
+    """Let the client find the snapshot by its branch or tag when it is offline, as if it had asked for it."""
+    path = storage / "refs" / revision
+    if revision == commit or ".." in path.parts or (path.is_file() and path.read_text() == commit):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, commit)
+
+
+def _fetch_weights(repo: str, snapshot: Path, files: Sequence[str], token: str | None) -> None:
+    if CONFIG_NAME in files and not (snapshot / CONFIG_NAME).is_file():
+        raise NatsError(f"{repo}: the repository has no {CONFIG_NAME}, expected a model's")
+    fetch_large_file(repo, WEIGHTS_NAME, snapshot, token)
+    if not (snapshot / WEIGHTS_NAME).is_file():
+        raise NatsError(f"{repo}: the repository has no {WEIGHTS_NAME}; other weights are not read")

@@ -1,0 +1,79 @@
+"""What timm records of how a network was built, and writes into config.json: the genotype travels in it as data.
+
+timm sets `_model_args` of every network that it creates, to the arguments as they were given. A genotype's path means
+nothing elsewhere, and a default genotype may change: so the genotype itself is recorded. And a config that was
+downloaded must not choose which file is read here: so nothing but the genotype itself is accepted from one.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..base.errors import GenotypeError, short
+from ..folders.limits import MOST_ELEMENTS, check_model_args, check_pretrained_cfg, is_on_meta, on_meta
+
+if TYPE_CHECKING:
+    from ..genotype.genotype import Genotype
+
+_SAVED = ("hf-hub", "local-dir")  # timm's word for where a pretrained cfg was read
+
+
+class RecordsGenotype:
+    """Mixin of timm networks that have a `genotype`: their `_model_args` hold it as a plain dict."""
+
+    if TYPE_CHECKING:  # TorchScript knows no such type
+        genotype: Genotype
+
+    __jit_unused_properties__ = ("_model_args",)  # else TorchScript would compile the property below
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        return self._timm_args | self._recorded_args()
+
+    @_model_args.setter
+    def _model_args(self, args: Mapping[str, Any]) -> None:
+        self._timm_args = dict(args)
+
+    def _recorded_args(self) -> dict[str, Any]:
+        return {"genotype": self.genotype.to_dict()}
+
+
+def cfg_value(cfg: Any, key: str) -> Any:
+    """A value of a pretrained cfg, which timm passes as a mapping or as its dataclass; None if it is not there."""
+    return cfg.get(key) if isinstance(cfg, Mapping) else getattr(cfg, key, None)
+
+
+def check_saved_args(arguments: Mapping[str, Any]) -> bool:
+    """Check what timm read from a config.json before a network is built as it says.
+
+    Args:
+        arguments: of an entry point. `pretrained_model_args` among them, and a `pretrained_cfg` whose `source` is a
+            folder or the Hub, come from there.
+
+    Returns:
+        Whether there was a config.
+
+    Raises:
+        GenotypeError: something else than a genotype where one belongs.
+        NatsError: arguments or a pretrained cfg that are not taken from a config, see `config_limits`.
+    """
+    model_args, cfg = arguments.get("pretrained_model_args"), arguments.get("pretrained_cfg")
+    if cfg_value(cfg, "source") not in _SAVED and not model_args:
+        return False
+    saved = (model_args or {}).get("genotype")
+    if saved is not None and not isinstance(saved, Mapping):
+        raise GenotypeError(f"config.json: model_args: genotype must be the genotype itself, found {short(saved)}")
+    check_model_args(model_args or {}, "config.json: model_args")
+    if isinstance(cfg, Mapping):
+        check_pretrained_cfg(cfg, "config.json: pretrained_cfg")
+    return True
+
+
+def check_saved_size(build: Callable[[], Any]) -> None:
+    """Raise NatsError if a network that a config.json describes is too large, before it takes any memory.
+
+    Args:
+        build: builds it; called with the meta device, unless modules are built there already.
+    """
+    if not is_on_meta():
+        with on_meta("config.json", MOST_ELEMENTS):
+            build()

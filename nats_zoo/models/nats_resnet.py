@@ -1,0 +1,202 @@
+"""NATS ResNets: timm's ResNets with searched dilations.
+
+Efficient Neural Architecture Transformation Search in Channel-Level for Object Detection
+- https://arxiv.org/abs/1909.02293
+
+A variant is timm's ResNet of the same name with some of its convolutions regrouped by a genotype: same parameters,
+same multiply-adds, same state dict, so that timm's ImageNet weights load strictly. Made as detection backbones: the
+logits of a regrouped classifier are not ImageNet-accurate before fine-tuning.
+
+The default genotypes of ResNet-18 and ResNet-50 were searched, as their provenance says. The other variants' were
+transferred from those two (see `Genotype.transfer`), not searched.
+"""
+
+import os
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from timm.models import DefaultCfg, build_model_with_cfg, get_arch_pretrained_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from ..base.errors import GenotypeError
+from ..genotype.genotype import Genotype, resolve_genotype
+from ..networks.transform import VARIANT_PREFIX, check_architecture, transform
+from .model_args import RecordsGenotype, check_saved_args, check_saved_size
+from .saved_weights import prepare_saved_weights
+
+__all__ = ["DEFAULT_GENOTYPES", "NatsResNet", "default_genotype"]
+
+# Published genotype files never change: a better one is a new file and a new line here.
+DEFAULT_GENOTYPES: dict[str, str] = {
+    "resnet18": "resnet18_c_n4_bccd",
+    "resnet34": "resnet34_transfer_c_n4_bccd",
+    "resnet50": "resnet50_c_n16_bccd",
+    "resnet101": "resnet101_transfer_c_n16_bccd",
+    "resnet152": "resnet152_transfer_c_n16_bccd",
+    "resnext50_32x4d": "resnext50_32x4d_transfer_c_n16_bccd",
+    "resnext101_32x4d": "resnext101_32x4d_transfer_c_n16_bccd",
+    "resnext101_32x8d": "resnext101_32x8d_transfer_c_n16_bccd",
+    "wide_resnet50_2": "wide_resnet50_2_transfer_c_n16_bccd",
+    "resnet50d": "resnet50d_transfer_c_n16_bccd",
+    "seresnet50": "seresnet50_transfer_c_n16_bccd",
+}
+
+# The old training recipe, on which detection papers' baselines stand.
+DEFAULT_TAG = "tv_in1k"
+
+
+class NatsResNet(RecordsGenotype, ResNet):
+    """timm's ResNet, transformed by a genotype in its constructor.
+
+    Args:
+        architecture: timm's name of the plain network.
+        genotype: a Genotype, its JSON form, a published name or a file's path; None: the architecture's default.
+        **kwargs: as for timm's ResNet.
+
+    Attributes:
+        genotype: the genotype it runs.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        architecture: str,
+        genotype: Genotype | Mapping | str | os.PathLike | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.genotype = resolve_genotype(default_genotype(architecture) if genotype is None else genotype)
+        check_architecture(self.genotype, architecture)
+        transform(self, self.genotype)
+
+
+def default_genotype(architecture: str) -> str:
+    """Name of the published genotype that a variant runs unless told otherwise; `architecture` is the plain one."""
+    if architecture not in DEFAULT_GENOTYPES:
+        raise GenotypeError(f"{VARIANT_PREFIX}{architecture}: no default genotype is published yet, pass genotype=")
+    return DEFAULT_GENOTYPES[architecture]
+
+
+def _derive_cfgs(architecture: str) -> DefaultCfg:
+    """The plain architecture's pretrained cfgs under the same tags, `tv_in1k` first: first is timm's default."""
+    cfgs = {cfg.tag or "": replace(cfg, architecture=None) for cfg in get_arch_pretrained_cfgs(architecture).values()}
+    tags = sorted(cfgs, key=lambda tag: tag != DEFAULT_TAG)
+    return DefaultCfg(tags=deque(tags), cfgs=cfgs, is_pretrained=True)
+
+
+default_cfgs = {VARIANT_PREFIX + name: _derive_cfgs(name) for name in DEFAULT_GENOTYPES}
+
+
+def _create_nats_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    architecture = variant.removeprefix(VARIANT_PREFIX)
+    if check_saved_args(kwargs):
+        check_saved_size(lambda: build_model_with_cfg(NatsResNet, variant, False, architecture=architecture, **kwargs))
+        if pretrained:
+            prepare_saved_weights(kwargs)
+    return build_model_with_cfg(NatsResNet, variant, pretrained, architecture=architecture, **kwargs)
+
+
+@register_model
+def nats_resnet18(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNet-18. Its default genotype was searched."""
+    model_args = dict(block=BasicBlock, layers=(2, 2, 2, 2))
+    return _create_nats_resnet("nats_resnet18", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnet34(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNet-34.
+
+    Its default genotype is transferred from ResNet-18's, `resnet18_c_n4_bccd`, not searched.
+    """
+    model_args = dict(block=BasicBlock, layers=(3, 4, 6, 3))
+    return _create_nats_resnet("nats_resnet34", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnet50(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNet-50. Its default genotype was searched."""
+    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3))
+    return _create_nats_resnet("nats_resnet50", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnet101(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNet-101.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3))
+    return _create_nats_resnet("nats_resnet101", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnet152(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNet-152.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 8, 36, 3))
+    return _create_nats_resnet("nats_resnet152", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnext50_32x4d(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNeXt-50 32x4d.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), cardinality=32, base_width=4)
+    return _create_nats_resnet("nats_resnext50_32x4d", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnext101_32x4d(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNeXt-101 32x4d.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3), cardinality=32, base_width=4)
+    return _create_nats_resnet("nats_resnext101_32x4d", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnext101_32x8d(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNeXt-101 32x8d.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3), cardinality=32, base_width=8)
+    return _create_nats_resnet("nats_resnext101_32x8d", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_wide_resnet50_2(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """Wide ResNet-50-2, with 3x3 convolutions twice as wide.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), base_width=128)
+    return _create_nats_resnet("nats_wide_resnet50_2", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_resnet50d(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """ResNet-50-D, with a stem of three 3x3 convolutions and average pooling in the shortcuts.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), stem_width=32, stem_type="deep", avg_down=True)
+    return _create_nats_resnet("nats_resnet50d", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def nats_seresnet50(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
+    """SE-ResNet-50, with squeeze and excitation.
+
+    Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+    """
+    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), block_args=dict(attn_layer="se"))
+    return _create_nats_resnet("nats_seresnet50", pretrained, **dict(model_args, **kwargs))

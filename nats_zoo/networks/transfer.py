@@ -1,0 +1,122 @@
+"""Transfer: one architecture's genotype on another, by stage, relative depth and relative channel position."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import timm
+import torch
+from torch import nn
+
+from ..base.errors import GenotypeError
+from ..genotype.genotype import PLAIN, Dilation, Genotype, Run, runs_from_channels
+from ..version import __version__
+from .stages import searchable_convs
+from .transform import VARIANT_PREFIX, architecture_of, transform
+
+METHOD = "transfer"  # provenance's `method` of what comes out
+
+Item = TypeVar("Item")
+
+
+class _Conv(NamedTuple):
+    name: str
+    channels: int  # output channels
+    units: int  # what takes a dilation as a whole: a cardinality group, or a channel
+
+
+def transfer(genotype: Genotype, architecture: str) -> Genotype:
+    """See `Genotype.transfer`."""
+    source = _plain_network(genotype.architecture, genotype.source)
+    target = _plain_network(architecture, genotype.source)
+    source_stages, target_stages = _blocks(source), _blocks(target)
+    transform(source, genotype)  # raises what does not fit
+    name = architecture_of(target) or architecture
+    if name == architecture_of(source):
+        return genotype
+    if not target_stages:
+        raise GenotypeError(f"{genotype.source}: {name} has no convolution that can be regrouped")
+    convs: dict[str, tuple[Run, ...]] = {}
+    for stage, blocks in target_stages.items():
+        convs |= _transfer_stage(genotype, source_stages.get(stage, []), blocks)
+    used = {conv.name for blocks in source_stages.values() for block in blocks for conv in block}
+    provenance = _provenance(genotype, name, left_out=sorted(set(genotype.convs) - used))
+    transferred = Genotype(name, convs, provenance=provenance, source=f"{genotype.source} transferred to {name}")
+    transform(target, transferred)  # raises what this network refuses
+    return transferred
+
+
+def _plain_network(architecture: str, source: str) -> nn.Module:
+    """timm's network on the meta device; a tag and the prefix of a variant are left out."""
+    name = architecture.partition(".")[0].removeprefix(VARIANT_PREFIX) if isinstance(architecture, str) else ""
+    if not timm.is_model(name):
+        raise GenotypeError(f"{source}: {architecture!r} is no timm model")
+    with torch.device("meta"):
+        return timm.create_model(name)
+
+
+def _blocks(model: nn.Module) -> dict[int, list[list[_Conv]]]:
+    """The convolutions that can be regrouped: by stage, then by block (their parent module), in network order."""
+    stages: dict[int, list[list[_Conv]]] = {}
+    for stage, names in searchable_convs(model).items():
+        blocks: dict[str, list[_Conv]] = {}
+        for name in names:
+            conv = model.get_submodule(name)
+            units = conv.groups if conv.groups > 1 else conv.out_channels
+            blocks.setdefault(name.rpartition(".")[0], []).append(_Conv(name, conv.out_channels, units))
+        stages[stage] = list(blocks.values())
+    return stages
+
+
+def _transfer_stage(
+    genotype: Genotype, sources: list[list[_Conv]], targets: list[list[_Conv]]
+) -> dict[str, tuple[Run, ...]]:
+    convs = {}
+    for target_block, source_block in _paired(targets, sources):
+        for target, source in _paired(target_block, source_block):
+            runs = _transfer_conv(_dilations(genotype, source), target)
+            if any(run.dilation != PLAIN for run in runs):
+                convs[target.name] = runs
+    return convs
+
+
+def _transfer_conv(dilations: list[Dilation], target: _Conv) -> tuple[Run, ...]:
+    per_unit = target.channels // target.units
+    return runs_from_channels(
+        dilation for _, dilation in _paired(range(target.units), dilations) for _ in range(per_unit)
+    )
+
+
+def _dilations(genotype: Genotype, conv: _Conv) -> list[Dilation]:
+    """The dilation of each output channel."""
+    runs = genotype.convs.get(conv.name, (Run(conv.channels, *PLAIN),))
+    return [run.dilation for run in runs for _ in range(run.channels)]
+
+
+def _paired(targets: Sequence[Item], sources: Sequence[Any]) -> Iterable[tuple[Item, Any]]:
+    """Each target with the source at its relative position: target j of m has source floor((j + 0.5) / m * n) of n."""
+    if not sources:
+        return []
+    m, n = len(targets), len(sources)
+    return [(target, sources[(2 * j + 1) * n // (2 * m)]) for j, target in enumerate(targets)]
+
+
+def _provenance(genotype: Genotype, architecture: str, left_out: list[str]) -> dict[str, Any]:
+    provenance: dict[str, Any] = {"method": METHOD, "source_architecture": genotype.architecture}
+    if genotype.source.endswith(".json"):  # it was read from a file; what the folder is called is nobody's business
+        name = Path(genotype.source).name
+        provenance |= {
+            "source_genotype": name.removesuffix(".json"),
+            "command": f"Genotype.load({name!r}).transfer({architecture!r})",
+        }
+    provenance |= {
+        "source_fingerprint": genotype.fingerprint(),
+        "version": __version__,
+        "note": f"Not searched: the genotype of {genotype.architecture} on {architecture}, by stage, relative depth and"
+        " relative channel position.",
+    }
+    if genotype.gains:
+        provenance["gains"] = f"dropped: they were calibrated on the weights of {genotype.architecture}"
+    if left_out:
+        provenance["left_out"] = left_out
+    return provenance | {"source_provenance": dict(genotype.provenance)}

@@ -1,0 +1,232 @@
+"""What the cards of backbones, of detectors and of genotypes share: sections, and metadata as the Hub reads it."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from ..genotype.genotype import CONTROL_METHODS, SEARCH_METHODS, Genotype
+
+# A card is written before it is known where it will be published; `publish` puts the repository's id here.
+CARD_REPO = "ORG/NAME"
+
+TAG = "nats-zoo"
+"""Of every repository of the zoo; by it they are found."""
+KINDS = ("backbone", "detector", "genotype")
+NOT_STATED = "not stated"
+OF_MODEL, OF_DATA, OF_WEIGHTS = "this model", "training data", "base weights"  # rows of the table of licences
+UNKNOWN_LICENSE = "unknown"  # the Hub's own word for it
+
+CARD_CITATION = """\
+## Citation
+
+```bibtex
+@inproceedings{peng2019nats,
+  title     = {Efficient Neural Architecture Transformation Search in Channel-Level for Object Detection},
+  author    = {Peng, Junran and Sun, Ming and Zhang, Zhaoxiang and Tan, Tieniu and Yan, Junjie},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2019},
+  note      = {arXiv:1909.02293}
+}
+```"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseWeights:
+    """The weights that a training began with.
+
+    Attributes:
+        name: what the run calls them.
+        hub_id: their repository on the Hub.
+        license: as the Hub names it.
+    """
+
+    name: str
+    hub_id: str | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a card says about the run that made a model or a genotype.
+
+    Attributes:
+        command: as it was typed.
+        settings: all options of the run, plain data; as YAML they are a `--config` file for the same command.
+        dataset: name of the data set.
+        split: of it, on which the metrics were measured.
+        data: a line about each split.
+        hardware: device, precision, processes and versions.
+        base: None: it began with random weights.
+    """
+
+    command: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    dataset: str | None = None
+    split: str | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    base: BaseWeights | None = None
+
+
+def card_metadata(kind: str, name: str, base: BaseWeights | None = None, **values: Any) -> ModelCardData:
+    """The metadata that a card begins with.
+
+    Args:
+        kind: one of `KINDS`.
+        name: of the framework, or of the architecture, by which `nats collection` lists it.
+        base: its licence is the model's too, until `publish` is told another one.
+        **values: of `ModelCardData`; `tags` come behind the zoo's own.
+    """
+    tags = [TAG, f"{TAG}-{kind}", *values.pop("tags", ())]
+    return ModelCardData(
+        license=(base and base.license) or UNKNOWN_LICENSE,
+        base_model=base.hub_id if base else None,
+        tags=tags,
+        model_name=CARD_REPO if values.get("eval_results") else None,
+        nats_zoo={"kind": kind, "name": name},
+        **values,
+    )
+
+
+def eval_results(
+    task: str, figures: Mapping[str, tuple[str, float | None]], evaluated_on: str, run: RunFacts | None
+) -> list[EvalResult]:
+    """Figures as the metadata's `model-index` states them; those that are None are left out.
+
+    Args:
+        task: the Hub's name of it, such as object-detection.
+        figures: by a name for people, the Hub's name of the metric and its value.
+        evaluated_on: data set and split, for people.
+        run: names them singly.
+    """
+    dataset, split = (run.dataset, run.split) if run else (None, None)
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=_slug(dataset or evaluated_on),
+            dataset_name=evaluated_on,
+            dataset_split=split,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for name, (kind, value) in figures.items()
+        if value is not None
+    ]
+
+
+def _slug(name: str) -> str:
+    """A data set's name in the form of the Hub's own."""
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-") or "unnamed"
+
+
+def join_card(metadata: ModelCardData, sections: Sequence[str]) -> str:
+    """The text of a card; empty sections are left out."""
+    return "\n\n".join(filter(None, [f"---\n{metadata.to_yaml()}\n---", *sections])) + "\n"
+
+
+def genotype_origin(genotype: Genotype) -> str:
+    """A sentence for a card that says whether the genotype was searched for this network."""
+    provenance = genotype.provenance
+    method = provenance.get("method")
+    if method == "transfer":
+        source = _code(provenance.get("source_architecture", "another network"))
+        name = f" ({_code(provenance['source_genotype'])})" if "source_genotype" in provenance else ""
+        origin = f"They were not searched for this network: they are transferred from the genotype of {source}{name}."
+    elif method in SEARCH_METHODS:
+        origin = f"A search chose them ({_code(method)})."
+    elif method in CONTROL_METHODS:
+        origin = f"They were not searched: they are a control for searched ones ({_code(method)})."
+    else:
+        origin = f"Their provenance states the method {_code(method)}." if method else "Their origin is not stated."
+    if "merged" in provenance:
+        origin += " They were merged afterwards, to fewer different ones in each convolution."
+    return origin
+
+
+def genotype_section(genotype: Genotype, chart: str) -> str:
+    """The section with a genotype's origin, chart and table."""
+    picture = f"![Dilations of each convolution]({chart})"
+    about = f"Output channels of these convolutions run at other dilations. {genotype_origin(genotype)}"
+    return f"## Genotype\n\n{about}\n\n{picture}\n\n{code_block(str(genotype))}"
+
+
+def provenance_tables(genotype: Genotype) -> str:
+    """The sections of a model card on a genotype's provenance; for a transferred one, on its source's too."""
+    tables = []
+    provenance: Any = genotype.provenance
+    title = "Provenance of the genotype"
+    while isinstance(provenance, Mapping):  # a transferred genotype may have been transferred again
+        tables.append(card_table(title, {k: v for k, v in provenance.items() if k != "source_provenance"}))
+        title, provenance = f"{title}'s source", provenance.get("source_provenance")
+    return "\n\n".join(filter(None, tables))
+
+
+def run_sections(run: RunFacts | None, task: str = "Training") -> str:
+    """The sections on data, command, settings and hardware of a run; empty without one.
+
+    Args:
+        run: None: nothing is known of it.
+        task: what the run did.
+    """
+    if run is None:
+        return ""
+    parts = [f"## {task}\n"]
+    parts += [f"- {_cell(split)}: {_cell(line)}" for split, line in run.data.items()]
+    if run.command:
+        parts += ["\nThe command:\n", code_block(run.command, "bash")]
+    if run.settings:
+        parts += ["\nAll of its settings, a file for `--config`:\n", code_block(_yaml(run.settings), "yaml")]
+    hardware = card_table("Hardware and versions", run.hardware)
+    return "\n\n".join(filter(None, ["\n".join(parts) if len(parts) > 1 else "", hardware]))
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(values))  # tuples become lists
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10_000).strip()
+
+
+def license_section(base: BaseWeights | None, otherwise: str = "none: it began with random ones") -> str:
+    """The section on licences; `publish` fills in what its options state.
+
+    Args:
+        base: the base weights.
+        otherwise: what is said of these if they are None.
+    """
+    own = f"{base.license}, as its base weights" if base and base.license else NOT_STATED
+    weights = f"{base.license or NOT_STATED} ({base.hub_id or base.name})" if base else otherwise
+    return card_table("Licences", {OF_MODEL: own, OF_DATA: NOT_STATED, OF_WEIGHTS: weights})
+
+
+def card_table(title: str, values: Mapping[str, Any]) -> str:
+    """A section of a card with one row per value; nothing if there are none."""
+    if not values:
+        return ""
+    cells = ((key, value if isinstance(value, str) else json.dumps(value)) for key, value in values.items())
+    rows = (table_row(key, value) for key, value in cells)
+    return "\n".join([f"## {title}\n", "| | |", "|---|---|", *rows])
+
+
+def table_row(*cells: str) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def code_block(text: str, language: str = "") -> str:
+    """Text as it is, in Markdown; no row of backticks in it ends the block."""
+    longest = max((len(found) for found in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _code(value: Any) -> str:
+    return "`" + _cell(str(value)).replace("`", "'") + "`"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

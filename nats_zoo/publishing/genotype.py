@@ -1,0 +1,199 @@
+"""Genotypes alone, in folders and on the Hub: `genotype.json`, a card and a chart; no weights.
+
+`timm.create_model("nats_resnet50", genotype="hf-hub:org/name")` runs one after `import nats_zoo`.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from ..base.errors import NatsError
+from ..base.files import read_json, write_text
+from ..base.run_log import Record, read_log
+from ..folders.model_folder import CARD_NAME, CHART_NAME, leads_out, save_chart, write_folder_atomically
+from ..folders.weights_file import CONFIG_NAME
+from ..genotype.genotype import SEARCH_METHODS, Genotype
+from ..models.nats_any import NAME as NATS_ANY
+from ..networks.transform import VARIANT_PREFIX
+from .card import (
+    CARD_CITATION,
+    CARD_REPO,
+    NOT_STATED,
+    OF_DATA,
+    OF_MODEL,
+    OF_WEIGHTS,
+    RunFacts,
+    card_metadata,
+    card_table,
+    genotype_section,
+    join_card,
+    provenance_tables,
+    run_sections,
+)
+
+GENOTYPE_NAME = "genotype.json"  # what a search writes into its folder, too
+GENOTYPE_FILES = (GENOTYPE_NAME, CARD_NAME, CHART_NAME)
+RUN_NAME, LOG_NAME = "run.json", "log.jsonl"  # the settings of the search and its log, in its folder
+
+
+def save_genotype_folder(genotype: Genotype, folder: str | os.PathLike, run: RunFacts | None = None) -> Path:
+    """Write a genotype with its card and chart, whole or not at all.
+
+    Args:
+        genotype: what is published.
+        folder: is created; an empty one or one that holds nothing but such files is replaced.
+        run: the search that found it, for the card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        NatsError: another folder in the way, or it can not be written.
+    """
+
+    def write(new: Path) -> None:
+        genotype.save(new / GENOTYPE_NAME)
+        save_chart(genotype, new / CHART_NAME)
+        write_text(new / CARD_NAME, genotype_card(genotype, run))
+
+    return write_folder_atomically(folder, write, _is_own)
+
+
+def _is_own(folder: Path) -> bool:
+    return is_genotype_folder(folder) and {path.name for path in folder.iterdir()} <= set(GENOTYPE_FILES)
+
+
+def is_genotype_folder(folder: str | os.PathLike) -> bool:
+    """Whether it is a genotype's folder, or that of a search with its result; a model's has a genotype too."""
+    return (Path(folder) / GENOTYPE_NAME).is_file() and not (Path(folder) / CONFIG_NAME).exists()
+
+
+def genotype_files(source: Path, scratch: Path) -> dict[str, Path]:
+    """The files of a genotype's repository, by name.
+
+    Args:
+        source: a folder that `save_genotype_folder` wrote, that of a search, or a genotype file.
+        scratch: where card and chart are written if they are not there.
+
+    Raises:
+        NatsError: a genotype that can not be read.
+    """
+    if source.is_dir():
+        files = {name: source / name for name in GENOTYPE_FILES if (source / name).is_file()}
+        # The genotype is parsed below; of a card or chart that is a link to elsewhere a new one is made.
+        files = {name: path for name, path in files.items() if name == GENOTYPE_NAME or not leads_out(path)}
+    else:
+        files = {GENOTYPE_NAME: source}
+    genotype = Genotype.load(files[GENOTYPE_NAME])
+    if CHART_NAME not in files:
+        files[CHART_NAME] = scratch / CHART_NAME
+        save_chart(genotype, files[CHART_NAME])
+    if CARD_NAME not in files:
+        files[CARD_NAME] = scratch / CARD_NAME
+        write_text(files[CARD_NAME], genotype_card(genotype, _search_facts(source, genotype)))
+    return files
+
+
+def _search_facts(folder: Path, genotype: Genotype) -> RunFacts | None:
+    """What a search's folder says of it; the genotype's provenance says the rest."""
+    if not (folder / RUN_NAME).is_file():
+        return None
+    settings = read_json(folder / RUN_NAME)
+    if not isinstance(settings, dict):
+        raise NatsError(f"{folder / RUN_NAME}: expected an object with the run's options")
+    log = read_log(folder / LOG_NAME) if (folder / LOG_NAME).is_file() else []
+    command = genotype.provenance.get("command")
+    return RunFacts(
+        command=command if isinstance(command, str) else None,
+        settings=settings,
+        data={split: _data_line(counts) for split, counts in _logged(log, "data").items()},
+        hardware=_logged(log, "hardware"),
+    )
+
+
+def _logged(log: Iterable[Record], key: str) -> dict[str, Any]:
+    """What the first record with a key holds, if that is an object."""
+    found = next((record[key] for record in log if key in record), None)
+    return found if isinstance(found, dict) else {}
+
+
+def _data_line(counts: Any) -> str:
+    counts = counts if isinstance(counts, dict) else {}
+    return ", ".join(f"{counts[key]} {key}" for key in ("images", "boxes") if key in counts) or NOT_STATED
+
+
+def genotype_card(genotype: Genotype, run: RunFacts | None = None) -> str:
+    """The card of a genotype's repository."""
+    architecture = genotype.architecture
+    header = card_metadata(
+        "genotype",
+        architecture,
+        library_name="nats-zoo",
+        tags=["timm", architecture, "neural-architecture-search", "dilated-convolution"],
+    )
+    sections = [
+        _CARD_BODY.format(
+            architecture=architecture,
+            call=_creation(architecture),
+            repo=CARD_REPO,
+            changed=f"{genotype.share_changed():.0%}",
+            convs=len(genotype.convs),
+        ),
+        _limits(genotype),
+        genotype_section(genotype, CHART_NAME),
+        provenance_tables(genotype),
+        run_sections(run, "Search"),
+        card_table(
+            "Licences",
+            {OF_MODEL: NOT_STATED, OF_DATA: NOT_STATED, OF_WEIGHTS: "none: a genotype holds no weights"},
+        ),
+        CARD_CITATION,
+    ]
+    return join_card(header, sections)
+
+
+def _creation(architecture: str) -> str:
+    """The arguments of timm.create_model for an architecture with a genotype."""
+    variant = VARIANT_PREFIX + architecture
+    return f'"{variant}"' if timm.is_model(variant) else f'"{NATS_ANY}", architecture="{architecture}"'
+
+
+def _limits(genotype: Genotype) -> str:
+    searched = genotype.provenance.get("method") in SEARCH_METHODS
+    return f"{_LIMITS}\n- {_OF_SEARCHED if searched else _OF_OTHERS}"
+
+
+_CARD_BODY = """\
+# A genotype for {architecture}
+
+Which dilation each output channel of timm's `{architecture}` uses, in {convs} of its convolutions; {changed} of their
+channels have another one than 1x1. It holds no weights: the network takes those of the plain `{architecture}`, with the
+same parameters and the same multiply-adds.
+
+## Use
+
+```python
+import nats_zoo  # first: it registers the architecture with timm
+import timm
+
+model = timm.create_model({call}, genotype="hf-hub:{repo}")
+```
+
+```bash
+nats train --data DATA --backbone {architecture} --genotype hf-hub:{repo} --output runs/mine
+```"""
+
+_LIMITS = """\
+## Intended use and limits
+
+- It is made for backbones of detectors, which are trained with it: `pretrained=True` loads the plain network's weights,
+  and they have to be fine-tuned with the new dilations.
+- Compare with the plain network and with a control genotype (`nats control shuffled`), trained equally."""
+
+_OF_SEARCHED = """\
+It was found on the data, with the detector and from the weights that its provenance names; what helped there need not
+  help elsewhere."""
+_OF_OTHERS = "No search found it for this network; nothing says that it helps, before it is tried."

@@ -1,0 +1,381 @@
+"""What dilations cost on one machine: a table of measured costs per convolution, and what it predicts.
+
+n output channels at dilation g take t_g(n) = a_g + b_g n seconds. A convolution that runs at a set S of dilations takes
+
+    t(S) = sum_{g in S} (a_g + b_g n_g) + (join, if S has more than one)
+
+where join is what it takes to gather kernels by dilation and to put outputs back in their order. Costs are given
+relative to t_plain, the plain convolution's time.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...base.files import read_json, write_text
+from ...genotype.genotype import MAX_CHANNELS, MAX_DILATION, PLAIN, Dilation, Genotype
+from ...networks.transform import check_architecture
+from ..space import SearchError
+
+FORMAT = 1
+MAX_FILE_BYTES = 2**24
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class ConvCost:
+    """Measured costs of one convolution, in seconds.
+
+    Attributes:
+        channels: output channels.
+        plain: of the plain convolution.
+        join: beside the convolutions themselves, if there is more than one dilation.
+        dilations: a_g and b_g of t_g(n) = a_g + b_g n, by dilation (height, width); the plain one is among them.
+    """
+
+    channels: int
+    plain: float
+    join: float
+    dilations: Mapping[Dilation, tuple[float, float]]
+
+    def seconds(self, channels: Mapping[Dilation, int]) -> float:
+        """Predicted time with so many output channels at each dilation."""
+        used = {dilation: n for dilation, n in channels.items() if n}
+        parts = [self.dilations[dilation][0] + self.dilations[dilation][1] * n for dilation, n in used.items()]
+        return sum(parts) + (self.join if len(used) > 1 else 0.0)
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Measured costs of a network's convolutions, and all that they depend on. Treat its dictionaries as read-only.
+
+    Attributes:
+        architecture: timm's name of the plain network.
+        device: the CPU's or GPU's model name.
+        torch: torch's version.
+        size: of the images, (height, width) in pixels.
+        batch: images per forward pass.
+        memory_format, dtype: of weights and images.
+        threads: of the CPU.
+        convs: costs by the convolution's name in the network.
+        source: what error messages call it (a file's path); not part of the table.
+    """
+
+    architecture: str
+    device: str
+    torch: str
+    size: tuple[int, int]
+    batch: int
+    memory_format: str
+    dtype: str
+    threads: int
+    convs: Mapping[str, ConvCost]
+    source: str = field(default="costs", compare=False, repr=False)
+
+    def relative(self, name: str, channels_per_dilation: Mapping[Dilation, int]) -> float:
+        """Predicted t(S) / t_plain of one convolution.
+
+        Args:
+            name: of the convolution.
+            channels_per_dilation: output channels at each dilation; they add up to the convolution's.
+
+        Raises:
+            SearchError: a convolution or dilation that was not measured, or another number of channels.
+        """
+        cost = self._cost(name, channels_per_dilation)
+        total = sum(channels_per_dilation.values())
+        if total != cost.channels or min(channels_per_dilation.values(), default=0) < 0:
+            raise SearchError(
+                f"{self.source}: {name}: was measured with {cost.channels} output channels, found {total}"
+            )
+        return cost.seconds(channels_per_dilation) / cost.plain
+
+    def of_groups(self, name: str, candidates: Sequence[Dilation], num_groups: int) -> Callable[[Sequence[int]], float]:
+        """t(S) / t_plain as a function of the number of groups that take each candidate: the cost of `choose`.
+
+        Raises:
+            SearchError: as `relative`, or channels that the groups do not divide.
+        """
+        cost = self._cost(name, candidates)
+        if num_groups < 1 or cost.channels % num_groups:
+            raise SearchError(f"{self.source}: {name}: its {cost.channels} channels are not {num_groups} equal groups")
+        size = cost.channels // num_groups
+
+        def relative(counts: Sequence[int]) -> float:
+            channels = {dilation: n * size for dilation, n in zip(candidates, counts, strict=True)}
+            return cost.seconds(channels) / cost.plain
+
+        return relative
+
+    def network(self, genotype: Genotype) -> float:
+        """Predicted time of all convolutions of the table, relative to the plain ones.
+
+        The rest of the network is not in the table, and costs the same whatever the genotype.
+
+        Raises:
+            GenotypeError: a genotype of another architecture.
+            SearchError: one that changes a convolution, or uses a dilation, that was not measured.
+        """
+        check_architecture(genotype, self.architecture)
+        shares = genotype.dilation_shares()
+        unknown = [name for name in shares if name not in self.convs and set(shares[name]) != {PLAIN}]
+        if unknown:
+            raise SearchError(f"{self.source}: the convolution {unknown[0]!r} was not measured")
+        seconds = 0.0
+        for name, cost in self.convs.items():
+            channels = _channels_per_dilation(genotype, name) if name in shares else {PLAIN: cost.channels}
+            seconds += self.relative(name, channels) * cost.plain
+        return seconds / sum(cost.plain for cost in self.convs.values())
+
+    def expected(self, name: str, p: Tensor, candidates: Sequence[Dilation]) -> Tensor:
+        """Expected t(S) / t_plain of one convolution if each group draws its candidate by itself; differentiable.
+
+        E[t] = sum_g a_g (1 - prod_i (1 - p_i^g)) + b_g sum_i p_i^g C / N + join (1 - sum_g prod_i p_i^g)
+
+        for N groups of C / N output channels. Where p is one-hot it is the cost of that assignment.
+
+        Args:
+            name: of the convolution.
+            p: probabilities, (groups, candidates); each row adds up to 1.
+            candidates: the dilation of each column.
+
+        Returns:
+            A scalar, of p's type and on its device.
+
+        Raises:
+            SearchError: a convolution or candidate that was not measured, or a p of another shape.
+        """
+        cost = self._cost(name, candidates)
+        if p.ndim != 2 or p.shape[1] != len(candidates):
+            raise SearchError(f"{name}: expected p of (groups, {len(candidates)}), found the shape {tuple(p.shape)}")
+        fits = [cost.dilations[dilation] for dilation in candidates]
+        start = p.new_tensor([a / cost.plain for a, _ in fits])
+        slope = p.new_tensor([b * cost.channels / cost.plain for _, b in fits])
+        used = 1 - (1 - p).prod(0)
+        several = 1 - p.prod(0).sum()
+        return (start * used).sum() + (slope * p.mean(0)).sum() + cost.join / cost.plain * several
+
+    def expected_total(
+        self, probabilities: Mapping[str, Tensor], candidates: Mapping[str, Sequence[Dilation]]
+    ) -> Tensor:
+        """Expected time of all convolutions of the table, relative to the plain ones; differentiable.
+
+        Where the probabilities are one-hot it is `network` of that genotype: other convolutions are plain.
+
+        Args:
+            probabilities: (groups, candidates) by the convolution's name; at least one.
+            candidates: of each of these convolutions.
+        """
+        total = sum(cost.plain for cost in self.convs.values())
+        expected = {name: self.expected(name, p, candidates[name]) for name, p in probabilities.items()}
+        changes = [(relative - 1) * (self.convs[name].plain / total) for name, relative in expected.items()]
+        return 1 + sum(changes[1:], changes[0])
+
+    def check(self, architecture: str, convs: Mapping[str, Sequence[Dilation]] | Iterable[str]) -> None:
+        """See that the table is of this architecture and has these convolutions, at these dilations if they are given.
+
+        Raises:
+            SearchError: naming what is missing.
+        """
+        if architecture != self.architecture:
+            raise SearchError(
+                f"{self.source}: architecture: the costs are those of {self.architecture!r}, expected {architecture!r}"
+            )
+        for name, candidates in (convs if isinstance(convs, Mapping) else dict.fromkeys(convs, ())).items():
+            self._cost(name, candidates)
+
+    def _cost(self, name: str, dilations: Sequence[Dilation] | Mapping[Dilation, int]) -> ConvCost:
+        if name not in self.convs:
+            raise SearchError(f"{self.source}: the convolution {name!r} was not measured")
+        for dilation in dilations:
+            if dilation not in self.convs[name].dilations:
+                measured = ", ".join(map(_key, self.convs[name].dilations))
+                raise SearchError(
+                    f"{self.source}: {name}: the dilation {_key(dilation)} was not measured, only {measured}"
+                )
+        return self.convs[name]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "CostTable":
+        """Read a file that `save` wrote.
+
+        Raises:
+            SearchError: naming the file, the key and what was expected.
+        """
+        return cls.from_dict(read_json(path, SearchError, MAX_FILE_BYTES), str(path))
+
+    @classmethod
+    def from_dict(cls, data: Any, source: str = "costs") -> "CostTable":
+        """Build from the JSON form; `source` is what error messages call it."""
+        return _Reader(source).table(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        convs = {
+            name: {
+                "channels": cost.channels,
+                "plain": cost.plain,
+                "join": cost.join,
+                "dilations": {_key(dilation): list(ab) for dilation, ab in cost.dilations.items()},
+            }
+            for name, cost in self.convs.items()
+        }
+        facts = {key: getattr(self, key) for key in _FACTS}
+        return {"format": FORMAT, **facts, "size": list(self.size), "convs": convs}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the table as JSON, one line per convolution."""
+        data = self.to_dict()
+        rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(cost)}" for name, cost in data.pop("convs").items())
+        facts = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in data.items())
+        write_text(path, f'{{\n{facts}  "convs": {{\n{rows}\n  }}\n}}\n')
+
+    def __str__(self) -> str:
+        return _format_table(self)
+
+
+_FACTS = ("architecture", "device", "torch", "size", "batch", "memory_format", "dtype", "threads")
+
+
+def _channels_per_dilation(genotype: Genotype, name: str) -> dict[Dilation, int]:
+    channels: dict[Dilation, int] = {}
+    for run in genotype.convs[name]:
+        channels[run.dilation] = channels.get(run.dilation, 0) + run.channels
+    return channels
+
+
+def _key(dilation: Dilation) -> str:
+    return f"{dilation[0]}x{dilation[1]}"
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Strict reading of the JSON form; every error names the file, the key and what was expected."""
+
+    def __init__(self, source: str):
+        self.source = source
+
+    def table(self, data: Any) -> CostTable:
+        data = self.keys(data, "the table", ("format", *_FACTS, "convs"))
+        if type(data["format"]) is not int or data["format"] != FORMAT:
+            raise self.error("format", f"format {FORMAT}", data["format"])
+        size = data["size"]
+        if not isinstance(size, list) or len(size) != 2:
+            raise self.error("size", "[height, width]", size)
+        convs = self.object(data["convs"], "convs")
+        if not convs:
+            raise self.error("convs", "at least one convolution", convs)
+        return CostTable(
+            architecture=self.text(data["architecture"], "architecture"),
+            device=self.text(data["device"], "device"),
+            torch=self.text(data["torch"], "torch"),
+            batch=self.count(data["batch"], "batch"),
+            threads=self.count(data["threads"], "threads"),
+            size=(self.count(size[0], "size"), self.count(size[1], "size")),
+            memory_format=self.one_of(data["memory_format"], "memory_format", MEMORY_FORMATS),
+            dtype=self.one_of(data["dtype"], "dtype", DTYPES),
+            convs={name: self.conv(cost, name) for name, cost in convs.items()},
+            source=self.source,
+        )
+
+    def conv(self, data: Any, name: str) -> ConvCost:
+        data = self.keys(data, name, ("channels", "plain", "join", "dilations"))
+        pairs = self.object(data["dilations"], f"{name}: dilations")
+        dilations = {self.dilation(key, name): self.pair(ab, f"{name}: {key}") for key, ab in pairs.items()}
+        if PLAIN not in dilations:
+            raise self.error(f"{name}: dilations", f"{_key(PLAIN)} among them", list(pairs))
+        channels = self.count(data["channels"], f"{name}: channels")
+        plain = self.seconds(data["plain"], f"{name}: plain")
+        if not plain:
+            raise self.error(f"{name}: plain", "a positive number of seconds", plain)
+        return ConvCost(channels, plain, self.seconds(data["join"], f"{name}: join"), dilations)
+
+    def dilation(self, key: str, name: str) -> Dilation:
+        match = re.fullmatch(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})", key)
+        if not match or max(int(match[1]), int(match[2])) > MAX_DILATION:
+            raise self.error(f"{name}: dilations", "keys like '1x3'", key)
+        return int(match[1]), int(match[2])
+
+    def pair(self, value: Any, what: str) -> tuple[float, float]:
+        if not isinstance(value, list) or len(value) != 2:
+            raise self.error(what, "[a, b]", value)
+        return self.seconds(value[0], what), self.seconds(value[1], what)
+
+    def seconds(self, value: Any, what: str) -> float:
+        # type() and not isinstance(): True is an int to Python. An integer may be too large for a float.
+        if type(value) not in (int, float) or not 0 <= value < math.inf or value > 1e9:
+            raise self.error(what, "seconds, a finite number that is not negative", value)
+        return float(value)
+
+    def count(self, value: Any, what: str) -> int:
+        if type(value) is not int or not 1 <= value <= MAX_CHANNELS:
+            raise self.error(what, "a positive integer", value)
+        return value
+
+    def text(self, value: Any, what: str) -> str:
+        if not isinstance(value, str) or not value or not value.isprintable():
+            raise self.error(what, "a line of text", value)
+        return value
+
+    def one_of(self, value: Any, what: str, known: Mapping[str, Any]) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise self.error(what, f"one of {', '.join(known)}", value)
+        return value
+
+    def object(self, value: Any, what: str) -> dict[str, Any]:
+        if not isinstance(value, dict) or not all(key.isprintable() for key in value):
+            raise self.error(what, "an object with printable keys", value)
+        return value
+
+    def keys(self, value: Any, what: str, expected: Sequence[str]) -> dict[str, Any]:
+        value = self.object(value, what)
+        for key in expected:
+            if key not in value:
+                raise SearchError(f"{self.source}: {what}: the key {key!r} is missing")
+        unknown = [key for key in value if key not in expected]
+        if unknown:
+            raise SearchError(f"{self.source}: {what}: unknown key {unknown[0]!r}, expected only {', '.join(expected)}")
+        return value
+
+    def error(self, what: str, expected: str, found: Any) -> SearchError:
+        text = repr(found)
+        text = text if len(text) <= 60 else f"{text[:57]}..."
+        return SearchError(f"{self.source}: {what}: expected {expected}, found {text}")
+
+
+# --- showing ----------------------------------------------------------------------------------------------------------
+
+
+def _format_table(table: CostTable) -> str:
+    dilations = sorted({d for cost in table.convs.values() for d in cost.dilations}, key=lambda d: (d[0] != d[1], d))
+    width = max([len(name) for name in table.convs] + [11])
+    height, image_width = table.size
+    lines = [
+        f"{table.architecture}: {table.batch} x {height}x{image_width}, {table.dtype}, {table.memory_format};"
+        f" {table.device}, {table.threads} threads, torch {table.torch}",
+        "time of all channels / of a quarter of them, each relative to the plain convolution's share",
+        f"{'convolution':<{width}}  channels  plain ms   join" + "".join(f"{_key(d):>12}" for d in dilations),
+    ]
+    for name, cost in table.convs.items():
+        cells = [_cell(cost, dilation) for dilation in dilations]
+        facts = f"{name:<{width}}  {cost.channels:>8}  {1000 * cost.plain:8.3f}  {cost.join / cost.plain:5.2f}"
+        lines.append(facts + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(cost: ConvCost, dilation: Dilation) -> str:
+    if dilation not in cost.dilations:
+        return "."
+    a, b = cost.dilations[dilation]
+    whole, quarter = ((a + b * cost.channels * share) / (cost.plain * share) for share in (1, 1 / 4))
+    return f"{whole:.2f}/{quarter:.2f}"

@@ -1,0 +1,4 @@
+"""A search's run: the searcher, trials by sensitivity, provenance.
+
+Imports everything of search but `demo`.
+"""
