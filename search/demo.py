@@ -1,6 +1,7 @@
 """The whole path on drawn data: pretrain, search, train plain and NATS equally, compare. No download.
 
-The classes of the data set can only be told apart by a wide receptive field along one axis (see detection/data/drawn.py).
+The classes of the data set can only be told apart by a wide receptive field along one axis (see
+detection/data/drawn.py).
 Pretraining, which stands for ImageNet's, sees an easy version, where the tell-tale mark is right beside its object.
 """
 
