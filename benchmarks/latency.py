@@ -40,9 +40,10 @@ from tqdm import tqdm
 
 import nats_zoo
 from nats_zoo import Genotype, NatsError, RegroupedConv2d
-from nats_zoo.genotype.genotype import Dilation, Run, resolve_genotype, runs_from_channels
-from nats_zoo.models.nats_resnet import DEFAULT_GENOTYPES, default_genotype
-from nats_zoo.networks.transform import VARIANT_PREFIX
+from nats_zoo.base.names import VARIANT_PREFIX
+from nats_zoo.folders.find_genotype import find_genotype
+from nats_zoo.genotype.catalogue import DEFAULT_GENOTYPES, default_genotype
+from nats_zoo.genotype.runs import Dilation, Run, runs_from_channels
 from nats_zoo.search.choosing.profile import device_name
 from nats_zoo.search.space import SPACES, SearchSpace, count_groups, searched_convs
 
@@ -154,7 +155,7 @@ def choose_genotype(name: str, model_name: str, seed: int) -> Genotype:
         return uniform_genotype(architecture, seed)
     if name == "ic16":
         return ic16_genotype(architecture)
-    return resolve_genotype(default_genotype(architecture) if name == "default" else name)
+    return find_genotype(default_genotype(architecture) if name == "default" else name)
 
 
 def build_networks(model_name: str, genotype: Genotype, form: str = "eager") -> dict[str, nn.Module]:

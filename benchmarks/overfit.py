@@ -27,7 +27,7 @@ from common import write_csv
 import nats_zoo
 from nats_zoo import NatsError
 from nats_zoo.detection import CocoDataset, TrainConfig, Trainer
-from nats_zoo.detection.data.dataset import find_split
+from nats_zoo.detection.data.formats.coco import find_split
 from nats_zoo.detection.models.config import FRAMEWORKS
 from nats_zoo.search.choosing.profile import device_name
 

@@ -47,7 +47,7 @@ import nats_zoo
 from nats_zoo import Genotype, NatsError, transform
 from nats_zoo.base.errors import one_line
 from nats_zoo.folders.weights import weights_overlay
-from nats_zoo.genotype.genotype import runs_from_channels
+from nats_zoo.genotype.runs import runs_from_channels
 from nats_zoo.networks.batch_norm import recalibrate_bn
 from nats_zoo.networks.transform import architecture_of
 from nats_zoo.search import (

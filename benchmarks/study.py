@@ -51,7 +51,7 @@ from nats_zoo.base.errors import one_line
 from nats_zoo.base.files import read_json, write_json
 from nats_zoo.detection import TrainConfig
 from nats_zoo.detection.runs.folder import FREE_OPTIONS
-from nats_zoo.genotype.genotype import resolve_genotype
+from nats_zoo.folders.find_genotype import find_genotype
 from nats_zoo.search import SearchConfig, controls
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -95,7 +95,7 @@ def parse_arm(text: str) -> Arm:
     if kind == "uniform":
         controls.parse_dilation(detail)
     if kind == "file":
-        resolve_genotype(detail)
+        find_genotype(detail)
     return Arm(kind, detail)
 
 
@@ -274,7 +274,7 @@ def control_genotype(study: Study, arm: Arm, block: int) -> Genotype:
     if arm.kind == "plain":
         return Genotype(study.searchable().architecture, {})
     if arm.kind == "file":
-        return resolve_genotype(arm.detail)
+        return find_genotype(arm.detail)
     if arm.kind == "uniform":
         return controls.uniform(study.searchable(), controls.parse_dilation(arm.detail))
     if arm.kind == "random":

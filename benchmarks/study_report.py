@@ -15,7 +15,7 @@ from paired import ENOUGH_BLOCKS, Agreement, Paired, agreement, paired
 
 from nats_zoo import Genotype, NatsError
 from nats_zoo.base.files import atomic_file, read_json, write_text
-from nats_zoo.genotype.genotype import PLAIN, Dilation
+from nats_zoo.genotype.runs import PLAIN, Dilation
 from nats_zoo.search.controls import group_size
 
 METRICS = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large"}

@@ -46,7 +46,7 @@ from tqdm import tqdm
 import nats_zoo
 from nats_zoo import NatsError
 from nats_zoo.detection import TrainConfig, Trainer
-from nats_zoo.detection.data.dataset import find_split
+from nats_zoo.detection.data.formats.coco import find_split
 from nats_zoo.detection.models.config import DetectorConfig
 from nats_zoo.detection.runs.loop import Interrupted
 from nats_zoo.search.choosing.profile import device_name

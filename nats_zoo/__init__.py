@@ -8,13 +8,17 @@ import importlib
 from types import ModuleType
 
 from .base.errors import GenotypeError, NatsError
-from .genotype.genotype import Genotype, Run, published_genotypes
+from .genotype.catalogue import published_genotypes
+from .genotype.genotype import Genotype
+from .genotype.runs import Run
 from .models import nats_any, nats_resnet  # registers the variants
+from .models.saved import from_pretrained
+from .models.transform import transform
 from .networks.batch_norm import recalibrate_bn
 from .networks.regrouped_conv import RegroupedConv2d
 from .networks.stages import searchable_convs
-from .networks.transform import to_plain, transform
-from .publishing.backbone import from_pretrained, save_backbone
+from .networks.transform import to_plain
+from .publishing.backbone import save_backbone
 from .publishing.genotype import save_genotype_folder
 from .publishing.publish import publish
 from .version import __version__

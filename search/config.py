@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ..base.names import VARIANT_PREFIX
 from ..detection.runs.config import RunConfig, check_at_least
-from ..networks.transform import VARIANT_PREFIX
 from .space import SearchError
 
 DEFAULT_GROUPS = 16

@@ -22,10 +22,19 @@ from timm.models import split_model_name_tag
 from torch import nn
 
 from ..base.errors import NatsError, one_line
-from ..genotype.genotype import MAX_DILATION, Dilation, Genotype, Run, resolve_genotype, runs_from_channels
-from ..models.named import find_genotype
+from ..base.names import VARIANT_PREFIX
+from ..folders.find_genotype import find_genotype
+from ..genotype.genotype import Genotype
+from ..genotype.runs import (
+    Dilation,
+    Run,
+    check_dilation,
+    dilation_text,
+    parse_dilation,
+    runs_from_channels,
+)
 from ..networks.stages import searchable_convs
-from ..networks.transform import VARIANT_PREFIX, transform
+from ..networks.transform import transform
 from ..version import __version__
 from .config import DEFAULT_GROUPS
 from .space import SearchSpace, count_groups, find_space, genotype_names, searched_convs
@@ -116,7 +125,7 @@ def uniform(searchable: Searchable, dilation: Dilation) -> Genotype:
     Raises:
         NatsError: a network that can not be searched, or a dilation that is none.
     """
-    _check_dilation(dilation)
+    check_dilation(dilation)
     convs = {name: [Run(conv.out_channels, *dilation)] for name, conv, _, _ in searchable.found()}
     provenance = {"method": "uniform", "dilation": dilation_text(dilation), **searchable.facts(with_groups=False)}
     return _genotype(searchable.architecture, convs, provenance)
@@ -181,7 +190,7 @@ def shuffled(genotype: Genotype | Mapping | str | os.PathLike, seed: int = 0) ->
     Raises:
         NatsError: no such genotype, or one that does not fit its architecture.
     """
-    genotype = resolve_genotype(genotype)
+    genotype = find_genotype(genotype)
     transform(_meta_network(genotype.architecture), genotype)  # refuses what does not fit
     convs, gains = {}, {}
     for name in genotype.convs:
@@ -265,20 +274,6 @@ def round_shares(shares: Mapping[Dilation, float], groups: int) -> dict[Dilation
     return counts
 
 
-def parse_dilation(text: str) -> Dilation:
-    """(height, width) from text such as '1x3'.
-
-    Raises:
-        NatsError: text of another form.
-    """
-    height, cross, width = text.partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
-        raise NatsError(f"dilation: expected HEIGHTxWIDTH such as 1x3, found {text!r}")
-    dilation = (int(height), int(width))
-    _check_dilation(dilation)
-    return dilation
-
-
 def parse_shares(data: Any) -> dict[int, dict[Dilation, float]]:
     """What `shares` takes, from plain data such as {3: {'1x1': 0.5, '1x3': 0.5}}.
 
@@ -293,11 +288,6 @@ def parse_shares(data: Any) -> dict[int, dict[Dilation, float]]:
             raise NatsError(f"shares: expected a stage's number, found {stage!r}")
         parsed[int(stage)] = {parse_dilation(str(dilation)): share for dilation, share in row.items()}
     return parsed
-
-
-def dilation_text(dilation: Dilation) -> str:
-    """'1x3' for (1, 3)."""
-    return f"{dilation[0]}x{dilation[1]}"
 
 
 def _genotype(
@@ -346,11 +336,6 @@ def _rng(method: str, seed: int, name: str) -> random_module.Random:
     return random_module.Random(f"{method}/{seed}/{name}")
 
 
-def _check_dilation(dilation: Dilation) -> None:
-    if len(dilation) != 2 or any(type(d) is not int or not 1 <= d <= MAX_DILATION for d in dilation):
-        raise NatsError(f"dilation: expected a height and a width from 1 to {MAX_DILATION}, found {dilation}")
-
-
 def _check_shares(stages: Shares, known: set[int]) -> None:
     if not stages:
         raise NatsError("shares: expected shares for at least one stage")
@@ -359,7 +344,7 @@ def _check_shares(stages: Shares, known: set[int]) -> None:
         if stage not in known:
             raise NatsError(f"{where}: expected one of the searched stages, {', '.join(map(str, sorted(known)))}")
         for dilation, share in row.items():
-            _check_dilation(dilation)
+            check_dilation(dilation)
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
                 raise NatsError(f"{where}: {dilation_text(dilation)}: expected a share from 0 to 1, found {share!r}")
         if abs(sum(row.values()) - 1) > SUM_TOLERANCE:

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ..base.files import write_text
-from ..detection.data.dataset import CocoDataset, find_split
+from ..detection.data.dataset import CocoDataset
 from ..detection.data.drawn import draw_dataset
-from ..detection.evaluation.coco import Metrics
+from ..detection.data.formats.coco import find_split
 from ..detection.evaluation.evaluate import evaluate_model
+from ..detection.metrics import Metrics
 from ..detection.models.folder import from_pretrained
 from ..detection.pictures.drawing import comparison_sheet, draw_detections
 from ..detection.prediction.predict import detect, draw_found, open_image
 from ..detection.runs.loop import Interrupted
-from ..detection.training.trainer import TrainConfig, Trainer
+from ..detection.training.config import TrainConfig
+from ..detection.training.trainer import Trainer
 from ..genotype.genotype import Genotype
 from .run.searcher import SearchConfig, Searcher
 

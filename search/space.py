@@ -14,7 +14,7 @@ from torch import nn
 
 from ..base.errors import NatsError, short
 from ..base.files import read_yaml
-from ..genotype.genotype import MAX_DILATION, PLAIN, Dilation
+from ..genotype.runs import MAX_DILATION, PLAIN, Dilation
 from ..networks.stages import searchable_convs
 from ..networks.transform import architecture_of
 

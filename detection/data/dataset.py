@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import hashlib
-import json
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,54 +12,12 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from .annotations import CocoAnnotations, ImageRecord, RawData, check_annotations, read_coco
+from .annotations import CocoAnnotations, ImageRecord, RawData
 from .augment import eval_transforms
+from .checking import check_annotations
 from .defects import BadEntry, DataError, listed
-from .image_files import load_image
-
-
-def find_split(root: str | Path, split: str, images: str | Path | None = None) -> tuple[Path, Path]:
-    """Finds the annotation file and the image folder of one split of a COCO-layout data set.
-
-    Args:
-        root: Folder that holds `annotations/instances_{split}.json`.
-        split: For instance "train", "val" or "train2017".
-        images: Image folder, relative to `root` or absolute. Default: the first of `{split}`, `images`,
-            `images/{split}`, `JPEGImages` and `root` itself in which the annotation file's first image lies.
-
-    Raises:
-        DataError: If one of the two is not there.
-    """
-    root = Path(root)
-    annotations = root / "annotations" / f"instances_{split}.json"
-    if not annotations.is_file():
-        raise DataError(f"{root}: split {split!r}: expected an annotation file {annotations}")
-    if images is None:
-        return annotations, _find_images(root, split, annotations)
-    if not (root / images).is_dir():
-        raise DataError(f"{root}: images: expected a folder {root / images}")
-    return annotations, root / images
-
-
-def _find_images(root: Path, split: str, annotations: Path) -> Path:
-    first = _first_file_name(annotations)
-    folders = [root / split, root / "images", root / "images" / split, root / "JPEGImages", root]
-    for folder in folders:
-        if (folder / first).is_file():
-            return folder
-    looked = ", ".join(map(str, folders))
-    raise DataError(f"{annotations}: file_name: {first!r} lies in none of the folders {looked}")
-
-
-def _first_file_name(annotations: Path) -> str:
-    """Searches the text: to parse all of a file as large as COCO's takes a quarter of a minute and gigabytes."""
-    match = re.search(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)+")', annotations.read_bytes())
-    if match is None:
-        raise DataError(f"{annotations}: images: expected at least one image with a file_name, found none")
-    try:
-        return json.loads(match[1])
-    except ValueError as error:
-        raise DataError(f"{annotations}: file_name: expected a JSON string: {error}") from error
+from .formats.coco import read_coco
+from .images import load_image
 
 
 class CocoDataset(Dataset):

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
-from .annotations import RawData, read_coco
-from .dataset import CocoDataset, find_split
+from .annotations import RawData
+from .dataset import CocoDataset
 from .defects import DataError
+from .formats.coco import find_split, list_coco_splits, read_coco, read_coco_file
 from .formats.voc import list_voc_splits, read_voc
 from .formats.yolo import find_yolo_config, list_yolo_splits, read_yolo
-from .images import is_file
 
 Format = Literal["coco", "voc", "yolo"]
 FORMATS: tuple[Format, ...] = ("coco", "voc", "yolo")
@@ -35,7 +35,7 @@ def _look(root: Path) -> Iterator[Format]:
             yield "yolo"
         return
     tests: dict[Format, Callable[[], bool]] = {
-        "coco": lambda: bool(_coco_splits(root)),
+        "coco": lambda: bool(list_coco_splits(root)),
         "voc": lambda: bool(list_voc_splits(root)),
         "yolo": lambda: find_yolo_config(root) is not None,
     }
@@ -77,7 +77,7 @@ def list_splits(root: str | Path, format: Format | None = None) -> list[str]:
     """
     root = Path(root)
     format = _format(root, format)
-    names = {"coco": _coco_splits, "voc": list_voc_splits, "yolo": list_yolo_splits}[format](root)
+    names = {"coco": list_coco_splits, "voc": list_voc_splits, "yolo": list_yolo_splits}[format](root)
     if not names:
         raise DataError(f"{root}: expected {LOOKED_FOR[format]}, found none")
     return sorted(names, key=lambda name: (USUAL_SPLITS.index(name) if name in USUAL_SPLITS else 9, name))
@@ -89,12 +89,6 @@ def _format(root: Path, format: str | None) -> Format:
     if format not in FORMATS:
         raise DataError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
     return format
-
-
-def _coco_splits(root: Path) -> list[str]:
-    if root.is_file():
-        return [root.stem.removeprefix("instances_")]
-    return [path.stem.removeprefix("instances_") for path in sorted((root / "annotations").glob("instances_*.json"))]
 
 
 def read_split(root: str | Path, split: str, format: Format | None = None, images: str | Path | None = None) -> RawData:
@@ -116,33 +110,10 @@ def read_split(root: str | Path, split: str, format: Format | None = None, image
     if format == "voc":
         return read_voc(root, split, images)
     if format == "coco":
-        return _read_coco_file(root, images) if root.is_file() else read_coco(*find_split(root, split, images))
+        return read_coco_file(root, images) if root.is_file() else read_coco(*find_split(root, split, images))
     if images is not None:
         raise DataError(f"{root}: images: expected none for YOLO, whose data.yaml says where they are, got {images}")
     return read_yolo(root, split)
-
-
-def _read_coco_file(path: Path, images: str | Path | None) -> RawData:
-    """Reads an annotation file of any name; images are looked for beside it, and beside its folder `annotations`."""
-    name = _coco_splits(path)[0]
-    root = path.parent.parent if path.parent.name == "annotations" else path.parent
-    if images is not None and not (root / images).is_dir():
-        raise DataError(f"{path}: images: expected a folder {root / images}")
-    raw = read_coco(path, root / (images or ""))
-    if images is None:
-        folders = [root / name, root / "images", root / "images" / name, root / "JPEGImages", root]
-        raw.folder = next((folder for folder in folders if _holds_an_image(folder, raw)), None) or _refuse(raw, folders)
-    return raw
-
-
-def _holds_an_image(folder: Path, raw: RawData) -> bool:
-    names = [entry.get("file_name") for entry in raw.images[:20]]
-    return any(is_file(folder / name) for name in names if isinstance(name, str) and name)
-
-
-def _refuse(raw: RawData, folders: list[Path]) -> NoReturn:
-    looked = ", ".join(map(str, folders))
-    raise DataError(f"{raw.path}: file_name: expected the images in one of {looked}; another is told as images")
 
 
 def open_split(

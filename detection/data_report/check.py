@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...base.errors import NatsError
-from ..data.annotations import ImageRecord, RawData, check_annotations
+from ..data.annotations import ImageRecord, RawData
+from ..data.checking import check_annotations
 from ..data.defects import BadEntry, Defect
 from ..data.masks import encode
 from ..data.opening import Format, read_split

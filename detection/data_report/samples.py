@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from ...base.files import atomic_file
 from ..data.annotations import ImageRecord
-from ..data.image_files import load_image
+from ..data.images import load_image
 from ..data.masks import ImageMasks
 from ..pictures.drawing import MIN_SHORT_SIDE, PALETTE, draw_detections, load_font, shorten
 from .check import CheckedSplit, Row, rows

@@ -1,28 +1,23 @@
 """Predictions of a detector in COCO's results format, and their average precision as pycocotools computes it."""
 
 import contextlib
-import dataclasses
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
-from accelerate import Accelerator
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ...base.files import read_json, write_text
-from ...networks.batch_norm import evaluation_mode
-from ..data.annotations import check_annotations, read_coco
-from ..data.dataset import CocoDataset, collate
+from ..data.checking import check_annotations
+from ..data.dataset import CocoDataset
 from ..data.defects import DataError, is_finite_number, is_positive_int
+from ..data.formats.coco import read_coco
 from ..data.masks import read_runs
+from ..metrics import Metrics
 
 _STATS = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
@@ -32,151 +27,6 @@ _STATS = (
 
 SHOWN_IDS = 5
 """Of unknown ones, in a message."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Metrics:
-    """COCO's metrics in percent, of boxes unless said otherwise. None: there is no such object to be found.
-
-    Attributes:
-        ap: Average precision, mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over classes; of each class the 100
-            best boxes per image.
-        ap50: At IoU 0.50.
-        ap75: At IoU 0.75.
-        ap_small: Of objects below 32 x 32 pixels.
-        ap_medium: Of objects between 32 x 32 and 96 x 96 pixels.
-        ap_large: Of objects above 96 x 96 pixels.
-        ar_1: Average recall with at most one box per image.
-        ar_10: With at most 10.
-        ar_100: With at most 100.
-        ar_small: Of small objects, at most 100.
-        ar_medium: Of medium objects.
-        ar_large: Of large objects.
-        per_class: `{"ap": ..., "ap50": ...}` by class name, in order of category id.
-        mask: The same of masks; None: there are no masks to be compared.
-    """
-
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-    ap_small: float | None
-    ap_medium: float | None
-    ap_large: float | None
-    ar_1: float | None
-    ar_10: float | None
-    ar_100: float | None
-    ar_small: float | None
-    ar_medium: float | None
-    ar_large: float | None
-    per_class: dict[str, dict[str, float | None]]
-    mask: "Metrics | None" = None
-
-    def to_dict(self) -> dict:
-        """Returns plain data that JSON can hold."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict) -> "Metrics":
-        """Returns what `to_dict` was called on; data written before there were masks has no `mask`."""
-        mask = data.get("mask")
-        return cls(**{**data, "mask": None if mask is None else cls.from_dict(mask)})
-
-    def table(self) -> str:
-        """Returns a text table: all objects and objects by size, recall, and a line per class; boxes, then masks."""
-        if self.mask is None:
-            return self._table()
-        return f"boxes\n{self._table()}\n\nmasks\n{self.mask._table()}"
-
-    def _table(self) -> str:
-        headings = {
-            **{"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl"},
-            **{"ar_1": "AR1", "ar_10": "AR10", "ar_100": "AR100"},
-        }
-        width = max(map(len, ("class", *self.per_class)))
-        overall = [getattr(self, name) for name in headings]
-        lines = [_line(headings.values()), _line(overall), "", f"{'class':<{width}} {_line(('AP', 'AP50'))}"]
-        lines += [f"{name:<{width}} {_line((row['ap'], row['ap50']))}" for name, row in self.per_class.items()]
-        return "\n".join(lines)
-
-
-def _line(cells: Iterable[str | float | None]) -> str:
-    texts = (cell if isinstance(cell, str) else "-" if cell is None else f"{cell:.1f}" for cell in cells)
-    return " ".join(f"{text:>6}" for text in texts)
-
-
-def predict(
-    detector: nn.Module,
-    dataset: CocoDataset,
-    accelerator: Accelerator,
-    batch_size: int = 1,
-    num_workers: int = 0,
-    progress: bool = True,
-    category_ids: Sequence[int | None] | None = None,
-) -> list[dict]:
-    """Runs a detector over a data set, which the processes share among them.
-
-    Args:
-        detector: A torchvision detector, on the accelerator's device: takes a list of images, returns a list of dicts
-            of boxes, labels, scores and perhaps masks. It is left in the mode, training or not, in which it came.
-        dataset: Its transforms must not be random.
-        accelerator: Knows the processes.
-        batch_size: Images per process. A batch is padded to its largest image, which moves AP a little: keep to one.
-        num_workers: Of the DataLoader.
-        progress: Show a bar, on the main process only.
-        category_ids: The categories of the detector's labels 1, 2, ...; what it finds of a None is dropped. Default:
-            the data set's, in their order.
-
-    Returns:
-        On every process the detections of all images, in the data set's order: dicts of image_id, category_id,
-        bbox (x, y, width, height in pixels) and score; and, of a detector with masks, segmentation: where the mask
-        exceeds 0.5, as COCO's compressed run lengths that JSON can hold.
-
-    Raises:
-        DataError: If an image can not be loaded, or the detector has more classes than there are categories.
-    """
-    category_ids = dataset.category_ids if category_ids is None else category_ids
-    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate, generator=torch.Generator())
-    found: dict[int, list[dict]] = {}
-    # no_grad, as what a detector caches in inference mode (anchors) could not take part in training afterwards
-    with evaluation_mode(detector), torch.no_grad():
-        bar = not (progress and accelerator.is_main_process)
-        for images, targets in tqdm(accelerator.prepare(loader), desc="predict", disable=bar, leave=False):
-            batch = [
-                (target["image_id"], _results(output, target["image_id"], category_ids))
-                for output, target in zip(detector(images), targets, strict=True)
-            ]
-            # By image id, because the last batches are filled up with images of the first
-            found.update(accelerator.gather_for_metrics(batch, use_gather_object=True))
-    return [result for image_id in dataset.image_ids for result in found[image_id]]
-
-
-def _results(output: dict, image_id: int, category_ids: Sequence[int | None]) -> list[dict]:
-    labels = output["labels"].tolist()
-    if (most := max(labels, default=0)) > len(category_ids):
-        raise DataError(f"the detector finds class {most}, the data set has {len(category_ids)} classes")
-    # RetinaNet and FCOS score the background as a class like any other
-    categories = [category_ids[label - 1] if label > 0 else None for label in labels]
-    kept = [index for index, category in enumerate(categories) if category is not None]
-    corners = output["boxes"][kept].float()
-    boxes = torch.cat((corners[:, :2], corners[:, 2:] - corners[:, :2]), dim=1).tolist()
-    scores = output["scores"].tolist()
-    results = [
-        {"image_id": image_id, "category_id": categories[index], "bbox": box, "score": scores[index]}
-        for index, box in zip(kept, boxes, strict=True)
-    ]
-    if "masks" in output:
-        for result, segmentation in zip(results, _encode_masks(output["masks"][kept]), strict=True):
-            result["segmentation"] = segmentation
-    return results
-
-
-def _encode_masks(masks: Tensor) -> list[dict]:
-    """COCO's `segmentation` of masks (N, 1, H, W) in 0..1, all of an image at once."""
-    if not len(masks):
-        return []
-    # (H, W, N) with the rows of a mask beside each other in memory, which is what pycocotools takes without a copy
-    columns = (masks[:, 0] > 0.5).mT.contiguous().byte().cpu().numpy().transpose(2, 1, 0)
-    return [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in coco_mask.encode(columns)]
 
 
 def evaluate(

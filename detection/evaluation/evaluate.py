@@ -12,10 +12,12 @@ from ...base.files import write_json
 from ..data.annotations import RawData
 from ..data.dataset import CocoDataset
 from ..data.opening import Format, read_split
+from ..metrics import Metrics
 from ..models.folder import from_pretrained
-from ..runs.config import Precision, check_at_least
-from ..training.trainer import create_accelerator
-from .coco import CocoEvaluation, Metrics, has_masks, load_results, predict, save_results
+from ..runs.config import Precision, RunConfig, check_at_least
+from ..runs.setup import create_accelerator
+from .coco import CocoEvaluation, evaluate, has_masks, load_results, save_results
+from .predict import predict
 
 REPORT_OUTPUT = "evaluation"
 """The output folder of a report when none is named."""
@@ -144,3 +146,16 @@ def match_classes(detector: nn.Module, dataset: CocoDataset) -> tuple[int | None
             raise NatsError(f"{dataset.annotations}: class {name!r}: the detector does not find it, only {known}")
     ids = dict(zip(dataset.classes, dataset.category_ids, strict=True))
     return tuple(ids.get(name) for name in names)
+
+
+def evaluate_detector(detector: nn.Module, data: CocoDataset, accelerator: Accelerator, config: RunConfig) -> Metrics:
+    """COCO metrics of a detector on a data set."""
+    return evaluate(data, predict(detector, data, accelerator, config.eval_batch_size, config.workers))
+
+
+def log_record(metrics: Metrics) -> dict[str, float | None]:
+    """What the log keeps of an evaluation, in percent."""
+    record = {"AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75}
+    if metrics.mask is not None:
+        record |= {"mask_AP": metrics.mask.ap, "mask_AP50": metrics.mask.ap50, "mask_AP75": metrics.mask.ap75}
+    return record

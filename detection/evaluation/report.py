@@ -14,7 +14,8 @@ from tqdm import tqdm
 from ...base.files import atomic_folder, write_json, write_text
 from ...pictures.style import DPI
 from ..data.dataset import CocoDataset
-from .coco import CocoEvaluation, Metrics
+from ..metrics import Metrics
+from .coco import CocoEvaluation
 from .error_sheets import ErrorSheets
 from .errors import FALSE_KINDS, MISSED_KINDS, ErrorBreakdown, FalsePositive, Missed, find_errors
 

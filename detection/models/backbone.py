@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
 from ...base.errors import NatsError, one_line
+from ...base.names import NATS_ANY, VARIANT_PREFIX
+from ...folders.find_genotype import find_genotype
 from ...folders.weights import fetch_pretrained, weights_overlay
-from ...genotype.genotype import Genotype, resolve_genotype
-from ...models.nats_any import NAME as NATS_ANY
-from ...models.nats_resnet import default_genotype
-from ...networks.transform import VARIANT_PREFIX
+from ...genotype.catalogue import default_genotype
+from ...genotype.genotype import Genotype
 
 PYRAMID_STRIDES = [4, 8, 16, 32]
 
@@ -74,7 +74,7 @@ def create_body(name: str, genotype: Genotype | Mapping | str | None = None, wei
         raise NatsError(f"backbone {name}: name the plain architecture instead, and give its genotype")
     plain = name.removeprefix(VARIANT_PREFIX)
     if name != plain or genotype is not None:
-        genotype = resolve_genotype(default_genotype(plain) if genotype is None else genotype)
+        genotype = find_genotype(default_genotype(plain) if genotype is None else genotype)
     arguments: dict[str, Any] = {} if genotype is None else {"genotype": genotype}
     if genotype is not None and timm.is_model(VARIANT_PREFIX + plain):
         name = VARIANT_PREFIX + plain

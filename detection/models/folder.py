@@ -9,35 +9,29 @@ from torch import nn
 
 from ...base.errors import NatsError, short
 from ...base.files import write_json
+from ...base.names import CARD_NAME, CHART_NAME, CONFIG_NAME, WEIGHTS_NAME
+from ...base.run_facts import RunFacts
+from ...base.text import card_table, table_row
 from ...folders.limits import on_meta
-from ...folders.model_folder import CARD_NAME, CHART_NAME, read_config, save_chart, write_folder_atomically
-from ...folders.weights_file import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    check_fingerprint,
-    check_shapes,
-    load_weights,
-    save_weights,
-)
+from ...folders.model_folder import read_config, write_folder_atomically
+from ...folders.weights_file import check_fingerprint, check_shapes, load_weights, save_weights
 from ...genotype.genotype import Genotype
 from ...hub.client import resolve_folder
+from ...pictures.genotype_chart import save_chart
 from ...publishing.card import (
     CARD_CITATION,
     CARD_REPO,
     NOT_STATED,
-    RunFacts,
     card_metadata,
-    card_table,
     eval_results,
     genotype_section,
     join_card,
     license_section,
     provenance_tables,
     run_sections,
-    table_row,
 )
 from ...version import __version__
-from ..evaluation.coco import Metrics
+from ..metrics import Metrics
 from .config import FRAMEWORKS, DetectorConfig
 from .create import build_detector
 

@@ -13,7 +13,7 @@
 Imports `runs`, `models`, `data` and `pictures`.
 """
 
-from .inputs import open_image
+from ..data.images import open_image
 from .predict import detect, draw_found, predict_images
 
 __all__ = ["detect", "draw_found", "open_image", "predict_images"]

@@ -4,10 +4,7 @@ import glob
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from ...base.errors import NatsError
-from ..data.image_files import ORIENTATION, TURNED
 from ..data.images import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
@@ -66,32 +63,6 @@ def _matches(pattern: str) -> list[Path]:
         others = f", but {len(files)} other files" if files else ""
         raise NatsError(f"{pattern}: matches no image or video{others}")
     return known
-
-
-def open_image(path: Path) -> Image.Image:
-    """An RGB image, upright as its EXIF orientation says; NatsError names a file that is none."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow raises nearly anything on broken files: OSError, SyntaxError, TypeError ...
-        raise NatsError(f"{path}: can not be decoded as an image") from error
-
-
-def measure_image(path: Path) -> tuple[int, int]:
-    """Width and height of an image, upright; read to its end, so that `open_image` will not fail on it.
-
-    Raises:
-        NatsError: a file that is no image, or a damaged one.
-    """
-    try:
-        with Image.open(path) as image:
-            size = image.size
-            is_turned = image.getexif().get(ORIENTATION) in TURNED
-            image.draft(None, (1, 1))  # a JPEG is read to its end all the same, and computed at an eighth of its size
-            image.load()
-    except Exception as error:  # see open_image
-        raise NatsError(f"{path}: can not be decoded as an image") from error
-    return size[::-1] if is_turned else size
 
 
 def plan_batches(

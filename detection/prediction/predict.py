@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from ...base.errors import NatsError
 from ...base.files import atomic_file, write_json
+from ..data.images import measure_image, open_image
 from ..models.folder import from_pretrained
 from ..models.mixed_precision import check_precision, mixed_precision
 from ..pictures.drawing import draw_detections
 from ..runs.config import Precision, check_at_least
-from .inputs import find_images, is_video, measure_image, open_image, plan_batches
+from .inputs import find_images, is_video, plan_batches
 from .pipeline import Speed, next_chunks, run_ahead
 from .video import Frame, VideoInfo, probe_video, read_frames, write_video
 

@@ -1,19 +1,29 @@
 """What the model card says about a run of training or search."""
 
+import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
+import torchvision
 from accelerate import Accelerator
 from torch import nn
 
 from ...base.errors import NatsError
+from ...base.run_facts import BaseWeights, RunFacts
 from ...hub.client import split_revision
-from ...publishing.card import BaseWeights, RunFacts
+from ...version import __version__
 from ..data.dataset import CocoDataset
+from ..data.defects import listed
 from .config import RunConfig
-from .data import data_line, describe_data
-from .hardware import describe_hardware
+from .folder import RunFolder
+
+PRECISIONS = {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}
+pass  # MOVED
+pass  # MOVED
 
 
 def describe_run(
@@ -63,3 +73,65 @@ def base_weights(config: RunConfig, detector: nn.Module) -> BaseWeights | None:
         return BaseWeights(name=source, hub_id=split_revision(source)[0])
     except NatsError:  # a file or folder that is gone by now; the run's result is not to be lost for that
         return BaseWeights(name=Path(source).name)
+
+
+def describe_hardware(accelerator: Accelerator) -> dict[str, str]:
+    """Device, precision and processes of this run, and the versions of what computes."""
+    device = accelerator.device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type.upper()} ({platform.machine()}), {torch.get_num_threads()} threads"
+    packages = {"torch": torch, "torchvision": torchvision, "timm": timm}
+    return {
+        "device": name,
+        "processes": str(accelerator.num_processes),
+        "precision": PRECISIONS.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        "nats-zoo": __version__,
+        **{package: module.__version__ for package, module in packages.items()},
+        "Python": platform.python_version(),
+    }
+
+
+def report_data(folder: RunFolder, accelerator: Accelerator, data: Mapping[str, CocoDataset]) -> None:
+    """Print a line per split on stderr, and begin the log with the same numbers and the hardware, on the main process.
+
+    Args:
+        folder: of the run; one that is resumed has its record already.
+        accelerator: knows the main process, devices and precision.
+        data: by the split's name.
+    """
+    if not accelerator.is_main_process:
+        return
+    found = {split: describe_data(dataset) for split, dataset in data.items()}
+    for split, description in found.items():
+        print(data_line(split, description), file=sys.stderr)
+    if not folder.has_log():
+        folder.log({"step": 0, "epoch": 0.0, "data": found, "hardware": describe_hardware(accelerator)})
+
+
+def describe_data(dataset: CocoDataset) -> dict[str, Any]:
+    """Counts of a data set as plain data: what can be used, what was left out and why, and what was noticed."""
+    content = dataset.content
+    crowds = sum(int(image.iscrowd.sum()) for image in content.images)
+    return {
+        "images": len(content.images),
+        "boxes": sum(len(image.boxes) for image in content.images) - crowds,
+        "crowd regions": crowds,
+        "masks": dataset.masks,
+        "classes": list(content.classes),
+        "left out": dict(content.skipped),
+        "notes": dict(content.notes),
+    }
+
+
+def data_line(split: str, description: Mapping[str, Any]) -> str:
+    """One line about a split."""
+    crowds = f", {description['crowd regions']:,} crowd regions" if description["crowd regions"] else ""
+    objects = f"{description['boxes']:,} boxes{' with masks' if description['masks'] else ''}"
+    line = f"{split}: {description['images']:,} images, {objects}{crowds}, {len(description['classes'])} classes"
+    if description["left out"]:
+        line += f"; left out: {listed(description['left out'])}"
+    if description["notes"]:
+        line += "; " + ", ".join(f"{count:,} {what}" for what, count in description["notes"].items())
+    return line

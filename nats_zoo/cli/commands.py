@@ -336,12 +336,13 @@ def show(genotype: str, output: str | None = None) -> None:
             model, or the Hub repository of a genotype or model (org/name, org/name@revision).
         output: PNG file for the chart; default: the genotype's name in the working folder.
     """
-    from ..models.named import find_genotype, genotype_name
-    from ..models.zoo import provenance_lines
+    from ..folders.find_genotype import find_genotype
+    from ..genotype.provenance import provenance_lines
+    from ..models.named import genotype_name
 
     found = find_genotype(genotype)
     target = _output_file(output or f"{genotype_name(found)}.png")
-    from ..pictures.style import genotype_chart
+    from ..pictures.genotype_chart import genotype_chart
 
     print(found, "", *provenance_lines(found.provenance), sep="\n")
     genotype_chart(found, target)
@@ -382,7 +383,7 @@ def erf(
     index = stage_index(source, stage)
     network = source.create(weights, features_only=True, out_indices=(index,))
     fields = plain_and_nats_fields(network, size, source.in_channels)
-    from ..pictures.style import erf_picture
+    from ..pictures.erf_picture import erf_picture
 
     used = f"{weights_name(source, weights)}{f', seed {seed}' if weights == RANDOM else ''}"
     title = f"Effective receptive field of {source.architecture}, stage {stage}, in {size} x {size} pixels"

@@ -1,16 +1,22 @@
-"""Genotypes in Hub repositories: of a genotype alone, or that of a backbone or detector. Weights are not downloaded."""
+"""Genotypes by name: the published ones, those of files and folders, and of Hub repositories without their weights."""
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import NatsError
-from ..genotype.genotype import HUB_PREFIX, Genotype
+import timm
+
+from ..base.errors import GenotypeError, NatsError
+from ..base.names import CONFIG_NAME, GENOTYPE_NAME, HUB_PREFIX, NATS_ANY, VARIANT_PREFIX
+from ..genotype.catalogue import GENOTYPE_DIR, default_genotype, published_genotypes
+from ..genotype.genotype import Genotype
 from ..hub.client import resolve_folder
-from ..publishing.genotype import GENOTYPE_NAME, is_genotype_folder
 from .model_folder import read_config
-from .weights_file import CONFIG_NAME
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?<!\.json)(@.+)?")  # org/name, org/name@revision
 
 
 def pull_genotype(source: str) -> Genotype:
@@ -49,3 +55,56 @@ def config_genotype(config: Mapping[str, Any]) -> Any:
         return config.get("genotype")
     arguments = config.get("model_args")
     return arguments.get("genotype") if isinstance(arguments, Mapping) else None
+
+
+def find_genotype(genotype: Genotype | Mapping | str | os.PathLike) -> Genotype:
+    """The one door to genotypes: what users pass as `genotype=` or `--genotype`, as a Genotype.
+
+    Args:
+        genotype: a Genotype; its JSON form; the name of a published one, or of a variant (its default); a genotype
+            file; the folder of a search; or the folder or Hub repository (`org/name`, `org/name@revision`, either
+            after `hf-hub:`) of a genotype, backbone or detector.
+
+    Raises:
+        NatsError: no such name, file or repository, a plain network's, or a malformed genotype (then a GenotypeError).
+
+    Example:
+        >>> find_genotype("resnet50_c_n16_bccd").architecture
+        'resnet50'
+    """
+    if isinstance(genotype, Genotype):
+        return genotype
+    if isinstance(genotype, Mapping):
+        return Genotype.from_dict(genotype)
+    if not isinstance(genotype, str | os.PathLike):
+        raise GenotypeError(f"genotype: expected a name, a path, a dict or a Genotype, found {type(genotype).__name__}")
+    name, path = os.fspath(genotype), Path(genotype)
+    if name in published_genotypes():
+        return Genotype.load(GENOTYPE_DIR / f"{name}.json")
+    if name.startswith(HUB_PREFIX):
+        return pull_genotype(name)
+    if name and path.exists():
+        found = folder_genotype(path) if path.is_dir() else Genotype.load(path)
+    elif name.partition(".")[0] == NATS_ANY:
+        raise NatsError(f"{NATS_ANY}: name the plain architecture instead, and a genotype for it")
+    elif timm.is_model(plain := name.partition(".")[0].removeprefix(VARIANT_PREFIX)):
+        found = _default_genotype(plain) if name.startswith(VARIANT_PREFIX) else None
+    elif REPOSITORY.fullmatch(name):
+        return pull_genotype(name)
+    else:
+        known = ", ".join(published_genotypes())
+        raise GenotypeError(
+            f"{name}: no published genotype, variant, file or folder of this name; published are: {known}"
+        )
+    if found is None:
+        raise NatsError(f"{name}: a plain network, it has no genotype")
+    return found
+
+
+def _default_genotype(architecture: str) -> Genotype:
+    return Genotype.load(GENOTYPE_DIR / f"{default_genotype(architecture)}.json")
+
+
+def is_genotype_folder(folder: str | os.PathLike) -> bool:
+    """Whether it is a genotype's folder, or that of a search with its result; a model's has a genotype too."""
+    return (Path(folder) / GENOTYPE_NAME).is_file() and not (Path(folder) / CONFIG_NAME).exists()

@@ -8,13 +8,9 @@ from typing import Any
 
 from ..base.errors import NatsError
 from ..base.files import atomic_folder, read_json
-from ..genotype.genotype import Genotype
+from ..base.names import CONFIG_NAME, MODEL_FILES, WEIGHTS_NAME
 from .limits import check_config
-from .weights_file import CONFIG_NAME, FINGERPRINT_KEY, WEIGHTS_NAME, safetensors_metadata
-
-CARD_NAME = "README.md"
-CHART_NAME = "genotype.png"
-MODEL_FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, "*.png")
+from .weights_file import FINGERPRINT_KEY, safetensors_metadata
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
@@ -31,13 +27,6 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         raise NatsError(f"{path}: expected a JSON object, found {type(config).__name__}")
     check_config(config, path)
     return config
-
-
-def save_chart(genotype: Genotype, path: str | os.PathLike) -> None:
-    """Draw the genotype for a model card."""
-    from ..pictures.style import genotype_chart  # matplotlib is too slow to import for all who only load
-
-    genotype_chart(genotype, path)
 
 
 def write_folder_atomically(

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..base.errors import NatsError
+from ..base.names import CONFIG_NAME, WEIGHTS_NAME
 from ..hub.client import resolve_folder
 from .model_folder import read_config
-from .weights_file import CONFIG_NAME, WEIGHTS_NAME, load_weights
+from .weights_file import load_weights
 
 BODY = "backbone.body."  # where a detector's state dict holds its backbone's
 TIMM = "timm/"  # the organisation on the Hub, whose repositories all have safetensors

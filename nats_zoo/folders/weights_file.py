@@ -14,11 +14,10 @@ from torch import Tensor
 
 from ..base.errors import NatsError, one_line, short
 from ..base.files import atomic_file, parse_json
+from ..base.names import CONFIG_NAME
 from ..genotype.genotype import Genotype
 from ..version import __version__
 
-CONFIG_NAME = "config.json"  # beside it; states what network the weights are of
-WEIGHTS_NAME = "model.safetensors"
 FINGERPRINT_KEY = "genotype_sha256"
 PLAIN_FINGERPRINT = "plain"
 MOST_HEADER_BYTES = 4 * 2**20  # of a file: about 40,000 tensors, ten times what the largest network of timm has

@@ -3,6 +3,8 @@
 Imports `base` and nothing else of nats_zoo.
 """
 
-from .genotype import Genotype, Run, published_genotypes
+from .catalogue import published_genotypes
+from .genotype import Genotype
+from .runs import Run
 
 __all__ = ["Genotype", "Run", "published_genotypes"]

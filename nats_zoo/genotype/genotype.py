@@ -16,46 +16,25 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..base.errors import GenotypeError, one_line, short
 from ..base.files import MOST_BYTES, is_deeper, read_json, write_text
 from ..version import __version__
+from .merging import merge_convs
+from .runs import MAX_CHANNELS, MAX_DILATION, PLAIN, Dilation, Run, dilation_order
 
 FORMAT = 1
 MAX_FILE_BYTES = MOST_BYTES
 MAX_NAME = 256  # characters of a convolution's or a provenance's key: error messages quote it
-MAX_CHANNELS = 2**20  # far beyond any network, as the next is beyond any feature map:
-MAX_DILATION = 1024  # they keep a damaged file from asking for gigabytes
 MAX_DEPTH = 64  # of provenance: JSON is read and written recursively, and from any depth of the program's own stack
-GENOTYPE_DIR = Path(__file__).parent / "published"
 
-# The search's modes, as provenance's `method` names them; any other genotype was not searched.
-SEARCH_METHODS = ("mixture", "sampled", "sensitivity")
-# What a searched genotype is compared with; see search/controls.py.
-CONTROL_METHODS = ("uniform", "random", "shares", "shuffled")
+# Methods that look at networks, which this room does not know: `networks` hands them in when nats_zoo is imported.
+_OF_NETWORKS: dict[str, Callable[..., "Genotype"]] = {}
 
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
-
-HUB_PREFIX = "hf-hub:"  # timm's, before the id of a repository
-
-Dilation = tuple[int, int]
-PLAIN: Dilation = (1, 1)
-
-
-class Run(NamedTuple):
-    """Consecutive output channels with one dilation."""
-
-    channels: int
-    dilation_h: int
-    dilation_w: int
-
-    @property
-    def dilation(self) -> Dilation:
-        return (self.dilation_h, self.dilation_w)
 
 
 @dataclass(frozen=True)
@@ -79,10 +58,12 @@ class Genotype:
 
     def __post_init__(self) -> None:
         _check_architecture(self.architecture, self.source)
-        convs = {name: _read_runs(runs, name, self.source) for name, runs in _items(self.convs, "convs", self.source)}
+        convs = {
+            name: _read_runs(runs, name, self.source) for name, runs in read_items(self.convs, "convs", self.source)
+        }
         gains = {
             name: _read_gains(values, name, convs, self.source)
-            for name, values in _items(self.gains, "gains", self.source)
+            for name, values in read_items(self.gains, "gains", self.source)
         }
         provenance = _read_provenance(self.provenance, self.source)
         for name, value in (("convs", convs), ("gains", gains), ("provenance", provenance)):
@@ -104,7 +85,7 @@ class Genotype:
     def from_dict(cls, data: Any, source: str = "genotype") -> "Genotype":
         """Build from the JSON form; `source` is what error messages call it."""
         known = {"format", "architecture", "convs", "gains", "provenance"}
-        data = dict(_items(data, "the genotype", source))
+        data = dict(read_items(data, "the genotype", source))
         if "format" in data:  # first: a newer format has other keys
             _check_format(data["format"], source)
         unknown = sorted(set(data) - known)
@@ -136,20 +117,7 @@ class Genotype:
         Raises:
             GenotypeError: malformed file, or a pattern that does not fit the architecture.
         """
-        patterns = read_json(path, GenotypeError, MAX_FILE_BYTES)
-        sizes = _stage_convs_3x3(architecture, str(path))
-        if not isinstance(patterns, list) or len(patterns) != len(sizes):
-            found = f"{len(patterns)} patterns" if isinstance(patterns, list) else type(patterns).__name__
-            raise GenotypeError(
-                f"{path}: expected a list of {len(sizes)} patterns, one per 3x3 convolution of {architecture},"
-                f" found {found}"
-            )
-        convs = {
-            name: _ic_conv_runs(pattern, name, *sizes[name], str(path))
-            for name, pattern in zip(sizes, patterns, strict=True)
-        }
-        provenance = {"method": "ic_conv", "note": f"converted from the pattern file {Path(path).name}"}
-        return cls(architecture=architecture, convs=convs, provenance=provenance, source=str(path))
+        return _OF_NETWORKS["from_ic_conv"](path, architecture)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, a deep copy made of plain dicts, lists, strings and numbers."""
@@ -196,9 +164,7 @@ class Genotype:
             GenotypeError: an architecture that timm does not know or that has no convolution to regroup, or a
                 genotype that does not fit its own.
         """
-        from ..networks.transfer import transfer
-
-        return transfer(self, architecture)
+        return _OF_NETWORKS["transfer"](self, architecture)
 
     def merge(self, max_dilations: int) -> "Genotype":
         """The nearest genotype with at most `max_dilations` different dilations in each convolution.
@@ -219,9 +185,15 @@ class Genotype:
             GenotypeError: `max_dilations` is no positive integer, or a convolution has too many different dilations
                 to try all sets (9 never are, nor 20).
         """
-        from .merging import merge
-
-        return merge(self, max_dilations)
+        merged = merge_convs(self.convs, self.gains, max_dilations, self.source)
+        if merged is None:
+            return self
+        convs, gains, facts = merged
+        facts["source_fingerprint"] = self.fingerprint()
+        if "merged" in self.provenance:
+            facts["earlier"] = self.provenance["merged"]
+        provenance = {**self.provenance, "merged": facts}
+        return Genotype(self.architecture, convs, gains, provenance, source=f"{self.source} merged")
 
     def dilation_shares(self) -> dict[str, dict[Dilation, float]]:
         """Share of output channels per dilation, for each convolution (the paper's intensity I^g), in 0..1."""
@@ -231,7 +203,7 @@ class Genotype:
             counts: dict[Dilation, int] = {}
             for run in runs:
                 counts[run.dilation] = counts.get(run.dilation, 0) + run.channels
-            shares[name] = {dilation: counts[dilation] / total for dilation in sorted(counts, key=_dilation_order)}
+            shares[name] = {dilation: counts[dilation] / total for dilation in sorted(counts, key=dilation_order)}
         return shares
 
     def share_changed(self) -> float:
@@ -242,7 +214,7 @@ class Genotype:
 
     def __str__(self) -> str:
         shares = self.dilation_shares()
-        columns = sorted({d for row in shares.values() for d in row}, key=_dilation_order)
+        columns = sorted({d for row in shares.values() for d in row}, key=dilation_order)
         width = max([len(name) for name in shares] + [11])
         header = [f"{'convolution':<{width}}  channels"] + [f"{h}x{w}".rjust(6) for h, w in columns]
         lines = [f"{self.architecture}: {len(shares)} convolutions, {self.share_changed():.0%} of channels changed"]
@@ -254,55 +226,13 @@ class Genotype:
         return "\n".join(lines)
 
 
-def resolve_genotype(genotype: "Genotype | Mapping | str | os.PathLike") -> Genotype:
-    """Turn what users pass as `genotype=` into a Genotype.
-
-    Args:
-        genotype: a Genotype, its JSON form, the name of a published one (see `published_genotypes`), a file's path, or
-            `hf-hub:org/name` (`hf-hub:org/name@revision`): the Hub repository of a genotype, backbone or detector.
-
-    Raises:
-        NatsError: no such name, file or repository, or a malformed genotype (then a GenotypeError).
-    """
-    if isinstance(genotype, Genotype):
-        return genotype
-    if isinstance(genotype, Mapping):
-        return Genotype.from_dict(genotype)
-    if not isinstance(genotype, str | os.PathLike):
-        raise GenotypeError(f"genotype: expected a name, a path, a dict or a Genotype, got {type(genotype).__name__}")
-    if isinstance(genotype, str) and genotype in published_genotypes():
-        return Genotype.load(GENOTYPE_DIR / f"{genotype}.json")
-    if isinstance(genotype, str) and genotype.startswith(HUB_PREFIX):
-        from ..folders.find_genotype import pull_genotype  # which imports this
-
-        return pull_genotype(genotype)
-    if not Path(genotype).is_file():
-        names = ", ".join(published_genotypes()) or "none"
-        raise GenotypeError(f"{genotype}: no such genotype file, nor a published genotype (those are: {names})")
-    return Genotype.load(genotype)
+def method_of_networks(function: Callable[..., Genotype]) -> Callable[..., Genotype]:
+    """Decorate what `Genotype`'s method of the same name calls."""
+    _OF_NETWORKS[function.__name__] = function
+    return function
 
 
-def published_genotypes() -> list[str]:
-    """Names of the genotypes that come with the package."""
-    return sorted(path.stem for path in GENOTYPE_DIR.glob("*.json"))
-
-
-def runs_from_channels(dilations: Iterable[Dilation]) -> tuple[Run, ...]:
-    """Runs from one dilation per output channel; neighbours with the same dilation become one run."""
-    runs: list[Run] = []
-    for dilation in dilations:
-        if runs and runs[-1].dilation == dilation:
-            runs[-1] = runs[-1]._replace(channels=runs[-1].channels + 1)
-        else:
-            runs.append(Run(1, *dilation))
-    return tuple(runs)
-
-
-def _dilation_order(dilation: Dilation) -> tuple[bool, Dilation]:
-    return (dilation[0] != dilation[1], dilation)  # isotropic ones first
-
-
-def _items(value: Any, what: str, source: str) -> list[tuple[str, Any]]:
+def read_items(value: Any, what: str, source: str) -> list[tuple[str, Any]]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise GenotypeError(f"{source}: {what} must be an object with string keys, found {type(value).__name__}")
     for key in value:
@@ -329,7 +259,7 @@ def _check_architecture(architecture: Any, source: str) -> None:
 
 def _read_provenance(provenance: Any, source: str) -> dict[str, Any]:
     """A deep copy in plain JSON data, as it will be read back."""
-    content = dict(_items(provenance, "provenance", source))
+    content = dict(read_items(provenance, "provenance", source))
     try:
         text = json.dumps(content, allow_nan=False, ensure_ascii=False)
         copy = json.loads(text.encode())  # encoded: half a surrogate pair could not be written into a model card
@@ -343,10 +273,10 @@ def _read_provenance(provenance: Any, source: str) -> dict[str, Any]:
 def _read_runs(runs: Any, name: str, source: str) -> tuple[Run, ...]:
     if not isinstance(runs, list | tuple) or not runs:
         raise GenotypeError(f"{source}: {name}: expected a non-empty list of runs, found {short(runs)}")
-    return tuple(_read_run(run, name, source) for run in runs)
+    return tuple(read_run(run, name, source) for run in runs)
 
 
-def _read_run(run: Any, name: str, source: str) -> Run:
+def read_run(run: Any, name: str, source: str) -> Run:
     # type() and not isinstance(): True is an int to Python, and no number of channels
     if not isinstance(run, list | tuple) or len(run) != 3 or any(type(v) is not int for v in run) or min(run) < 1:
         raise GenotypeError(
@@ -389,38 +319,3 @@ def _format_json(data: dict[str, Any]) -> str:
         else:
             blocks.append(f"  {json.dumps(key)}: " + json.dumps(value, indent=2).replace("\n", "\n  "))
     return "{\n" + ",\n".join(blocks) + "\n}\n"
-
-
-def _stage_convs_3x3(architecture: str, source: str) -> dict[str, tuple[int, int]]:
-    """Output channels and cardinality groups of a timm network's 3x3 convolutions, in network order, without stem."""
-    import timm
-    import torch
-
-    if not timm.is_model(architecture):
-        raise GenotypeError(f"{source}: {architecture!r} is no timm model")
-    with torch.device("meta"):
-        model = timm.create_model(architecture)
-    stages = tuple(info["module"] for info in model.feature_info[1:])
-    return {
-        name: (module.out_channels, module.groups)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3) and name.startswith(stages)
-    }
-
-
-def _ic_conv_runs(pattern: Any, name: str, out_channels: int, groups: int, source: str) -> tuple[Run, ...]:
-    runs = []
-    for key, channels in _items(pattern, f"the pattern of {name}", source):
-        extra = re.fullmatch(r"\(([0-9]{1,3}), ?([0-9]{1,3})\)", key)
-        if not extra:
-            raise GenotypeError(f"{source}: {name}: expected keys like '(0, 1)', found {short(key)}")
-        if type(channels) is int and channels == 0:
-            continue  # the published files list every pattern, used or not
-        runs.append(_read_run([channels, int(extra[1]) + 1, int(extra[2]) + 1], name, source))
-    total = sum(run.channels for run in runs)
-    if total == groups > 1:
-        return tuple(run._replace(channels=run.channels * out_channels // groups) for run in runs)
-    if total != out_channels:
-        expected = f"{out_channels} channels" if groups == 1 else f"{out_channels} channels or {groups} groups"
-        raise GenotypeError(f"{source}: {name}: its pattern adds up to {total}, expected {expected}")
-    return tuple(runs)

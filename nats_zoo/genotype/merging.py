@@ -8,33 +8,38 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import GenotypeError
-from .genotype import Dilation, Genotype, Run
+from .runs import Dilation, Run
 
 # For one convolution; together about a second and 200 MB at most.
 MAX_DIFFERENT = 1000  # different dilations
 MAX_STEPS = 40_000_000  # sets of dilations, times dilations, times those in a set
 
 
-def merge(genotype: Genotype, max_dilations: int) -> Genotype:
-    """See `Genotype.merge`."""
+def merge_convs(
+    convs: Mapping[str, tuple[Run, ...]], gains: Mapping[str, tuple[float, ...]], max_dilations: int, source: str
+) -> tuple[dict[str, tuple[Run, ...]], dict[str, tuple[float, ...]], dict[str, Any]] | None:
+    """The runs and gains that `Genotype.merge` describes, and what its provenance says of them; None: nothing moves."""
     if type(max_dilations) is not int or max_dilations < 1:  # True is an int to Python
-        raise GenotypeError(f"{genotype.source}: max_dilations must be a positive integer, found {max_dilations!r}")
-    moves = {name: _moves(runs, max_dilations, f"{genotype.source}: {name}") for name, runs in genotype.convs.items()}
+        raise GenotypeError(f"{source}: max_dilations must be a positive integer, found {max_dilations!r}")
+    moves = {name: _moves(runs, max_dilations, f"{source}: {name}") for name, runs in convs.items()}
     if not any(moves.values()):
-        return genotype
-    convs = {
+        return None
+    merged = {
         name: tuple(Run(run.channels, *moves[name].get(run.dilation, run.dilation)) for run in runs)
-        for name, runs in genotype.convs.items()
+        for name, runs in convs.items()
     }
-    gains = {
-        name: tuple(
-            1.0 if run.dilation in moves[name] else gain for run, gain in zip(genotype.convs[name], values, strict=True)
-        )
-        for name, values in genotype.gains.items()
+    new_gains = {
+        name: tuple(1.0 if run.dilation in moves[name] else gain for run, gain in zip(convs[name], values, strict=True))
+        for name, values in gains.items()
     }
-    merged = _describe(genotype, convs, max_dilations)
-    provenance = {**genotype.provenance, "merged": merged}
-    return Genotype(genotype.architecture, convs, gains, provenance, source=f"{genotype.source} merged")
+    pairs = [(old, new) for name, runs in merged.items() for old, new in zip(convs[name], runs, strict=True)]
+    total = sum(old.channels for old, _ in pairs)
+    facts = {
+        "max_dilations": max_dilations,
+        "share_moved": sum(old.channels for old, new in pairs if old != new) / total,
+        "mean_distance": sum(old.channels * _distance(old.dilation, new.dilation) for old, new in pairs) / total,
+    }
+    return merged, new_gains, facts
 
 
 def _moves(runs: tuple[Run, ...], most: int, where: str) -> dict[Dilation, Dilation]:
@@ -71,18 +76,3 @@ def _best_set(dilations: list[Dilation], channels: list[int], size: int, where: 
 
 def _distance(a: Dilation, b: Dilation) -> int:
     return abs(a[0] - b[0]) + abs(a[1] - b[1])
-
-
-def _describe(genotype: Genotype, convs: Mapping[str, tuple[Run, ...]], max_dilations: int) -> dict[str, Any]:
-    pairs = [(old, new) for name, runs in convs.items() for old, new in zip(genotype.convs[name], runs, strict=True)]
-    total = sum(old.channels for old, _ in pairs)
-    moved = sum(old.channels for old, new in pairs if old != new)
-    distance = sum(old.channels * _distance(old.dilation, new.dilation) for old, new in pairs)
-    merged = {
-        "max_dilations": max_dilations,
-        "share_moved": moved / total,
-        "mean_distance": distance / total,
-        "source_fingerprint": genotype.fingerprint(),
-    }
-    earlier = genotype.provenance.get("merged")
-    return merged if earlier is None else merged | {"earlier": earlier}

@@ -14,11 +14,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..base.errors import NatsError
 from ..base.files import write_text
-from ..folders.model_folder import MODEL_FILES
-from ..folders.weights_file import CONFIG_NAME, WEIGHTS_NAME
-from ..genotype.genotype import HUB_PREFIX
-from .download import LIBRARY, check_small_files, fetch_large_file
-from .errors import CLIENT_ERRORS, LOGIN, explain, hub_errors, retried
+from ..base.names import CONFIG_NAME, HUB_PREFIX, MODEL_FILES, WEIGHTS_NAME
+from .download import check_small_files, fetch_large_file
+from .errors import CLIENT_ERRORS, LIBRARY, LOGIN, explain, hub_errors, retried
 
 COMMIT = re.compile("[0-9a-f]{40}")
 

@@ -19,10 +19,8 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from ..base.errors import NatsError
 from ..base.files import file_digest
-from ..version import __version__
-from .errors import explain, hub_errors, is_network_error, is_unreachable, retried
+from .errors import LIBRARY, explain, hub_errors, is_network_error, is_unreachable, retried
 
-LIBRARY: dict[str, Any] = {"library_name": "nats-zoo", "library_version": __version__}
 SHA256 = re.compile("[0-9a-f]{64}")
 SMALL_BYTES = 1 << 20
 

@@ -21,6 +21,9 @@ from huggingface_hub.errors import (
 )
 
 from ..base.errors import NatsError, one_line
+from ..version import __version__
+
+LIBRARY: dict[str, Any] = {"library_name": "nats-zoo", "library_version": __version__}
 
 LOGIN = "run `hf auth login` or set HF_TOKEN"
 TRIES = 4

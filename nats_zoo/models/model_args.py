@@ -6,10 +6,15 @@ downloaded must not choose which file is read here: so nothing but the genotype 
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import GenotypeError, short
+from ..base.names import HUB_PREFIX, WEIGHTS_NAME
 from ..folders.limits import MOST_ELEMENTS, check_model_args, check_pretrained_cfg, is_on_meta, on_meta
+from ..folders.weights_file import FINGERPRINT_KEY, check_fingerprint, safetensors_metadata
+from ..genotype.genotype import Genotype
+from ..hub.client import resolve_folder
 
 if TYPE_CHECKING:
     from ..genotype.genotype import Genotype
@@ -77,3 +82,28 @@ def check_saved_size(build: Callable[[], Any]) -> None:
     if not is_on_meta():
         with on_meta("config.json", MOST_ELEMENTS):
             build()
+
+
+def prepare_saved_weights(arguments: Mapping[str, Any]) -> None:
+    """Fetch the weights that timm will load into a network from a config.json, and check what they belong to.
+
+    Args:
+        arguments: of an entry point. Nothing is done unless its `pretrained_cfg` was read from a folder or the Hub.
+
+    Raises:
+        NatsError: they can not be had, are not what the Hub says, are not safetensors, or say that they belong to
+            another genotype than the config's.
+    """
+    cfg = arguments.get("pretrained_cfg")
+    source = cfg_value(cfg, "source")
+    if source == "hf-hub":
+        name = HUB_PREFIX + cfg_value(cfg, "hf_hub_id")
+        folder = resolve_folder(name, files=[WEIGHTS_NAME], cache_dir=arguments.get("cache_dir"))
+    elif source == "local-dir":
+        folder = Path(cfg_value(cfg, "file"))
+    else:
+        return
+    weights, genotype = folder / WEIGHTS_NAME, (arguments.get("pretrained_model_args") or {}).get("genotype")
+    # Without a fingerprint they were saved by timm, which knows of none.
+    if genotype is not None and weights.is_file() and FINGERPRINT_KEY in safetensors_metadata(weights):
+        check_fingerprint(weights, Genotype.from_dict(genotype, source="config.json: model_args: genotype"))

@@ -13,17 +13,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..base.errors import NatsError, one_line, short
-from ..folders.find_genotype import config_genotype, folder_genotype, pull_genotype
+from ..base.names import CONFIG_NAME, HUB_PREFIX, NATS_ANY, VARIANT_PREFIX
+from ..folders.find_genotype import (
+    config_genotype,
+    find_genotype,
+)
 from ..folders.model_folder import read_config
 from ..folders.weights import fetch_pretrained, weights_overlay
-from ..folders.weights_file import CONFIG_NAME
-from ..genotype.genotype import HUB_PREFIX, Genotype, published_genotypes, resolve_genotype
+from ..genotype.catalogue import DEFAULT_GENOTYPES
+from ..genotype.genotype import Genotype
 from ..hub.client import resolve_folder, split_revision
-from ..networks.transform import VARIANT_PREFIX
-from ..publishing.backbone import check_backbone
-from ..publishing.genotype import is_genotype_folder
-from .nats_any import NAME as NATS_ANY
-from .nats_resnet import DEFAULT_GENOTYPES
+from .saved import check_backbone
 
 RANDOM, PRETRAINED = "random", "pretrained"
 MAP_STRIDES = (4, 8, 16, 32)
@@ -134,7 +134,7 @@ def find_source(model: str, genotype: str | None = None) -> Source:
     if timm.is_model(name):
         source = Source(name.removeprefix(VARIANT_PREFIX), tag)
         default = DEFAULT_GENOTYPES.get(source.architecture) if name.startswith(VARIANT_PREFIX) else None
-        source = replace(source, genotype=None if default is None else resolve_genotype(default))
+        source = replace(source, genotype=None if default is None else find_genotype(default))
     elif Path(model).exists() or "/" in model or model.startswith(HUB_PREFIX):
         source = _folder_source(resolve_folder(model))
     else:
@@ -153,31 +153,7 @@ def find_nats_source(model: str, genotype: str | None = None) -> Source:
         return source
     if source.architecture not in DEFAULT_GENOTYPES:
         raise NatsError(f"{model}: {source.architecture} has no default genotype, give one with --genotype")
-    return replace(source, genotype=resolve_genotype(DEFAULT_GENOTYPES[source.architecture]))
-
-
-def find_genotype(name: str) -> Genotype:
-    """The genotype that a name stands for.
-
-    Args:
-        name: of a published genotype, or of a variant (its default); a genotype file; the folder of a search; or the
-            folder or Hub repository (`org/name`, `org/name@revision`) of a genotype, backbone or detector.
-
-    Raises:
-        NatsError: no such name, file or folder, or a plain model's.
-    """
-    path = Path(name)
-    if name in published_genotypes() or path.is_file() or name.startswith(HUB_PREFIX):
-        return resolve_genotype(name)
-    if "/" in name and not path.exists():
-        return pull_genotype(name)
-    if not path.exists() and not timm.is_model(name.partition(".")[0]):
-        known = ", ".join(published_genotypes())
-        raise NatsError(f"{name}: no published genotype, variant, file or folder of this name; published are: {known}")
-    found = folder_genotype(path) if is_genotype_folder(path) else find_source(name).genotype
-    if found is None:
-        raise NatsError(f"{name}: a plain network, it has no genotype")
-    return found
+    return replace(source, genotype=find_genotype(DEFAULT_GENOTYPES[source.architecture]))
 
 
 def genotype_name(genotype: Genotype) -> str:

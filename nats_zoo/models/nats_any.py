@@ -36,15 +36,15 @@ from timm.models._features_fx import FeatureGraphNet
 from torch import nn
 
 from ..base.errors import GenotypeError, NatsError
-from ..genotype.genotype import Genotype, resolve_genotype
-from ..networks.transform import VARIANT_PREFIX, check_architecture, transform
-from .model_args import RecordsGenotype, check_saved_args, check_saved_size
-from .nats_resnet import DEFAULT_GENOTYPES
-from .saved_weights import prepare_saved_weights
+from ..base.names import NATS_ANY, VARIANT_PREFIX
+from ..folders.find_genotype import find_genotype
+from ..genotype.catalogue import DEFAULT_GENOTYPES
+from ..genotype.genotype import Genotype
+from ..networks.transform import check_architecture, transform
+from .model_args import RecordsGenotype, check_saved_args, check_saved_size, prepare_saved_weights
 
-__all__ = ["NAME"]
+__all__ = ["NATS_ANY"]
 
-NAME = "nats_any"
 DEFAULT_ARCHITECTURE = "resnet18"
 
 _WRAPPERS = (FeatureDictNet, FeatureHookNet, FeatureGetterNet, FeatureGraphNet)
@@ -89,13 +89,13 @@ def nats_any(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def _resolve(genotype: Genotype | Mapping | str | os.PathLike | None, architecture: Any) -> tuple[Genotype, str, str]:
     """The genotype, and its plain network's name and tag in timm; each of the two says what the other is."""
     if genotype is not None:
-        genotype = resolve_genotype(genotype)
+        genotype = find_genotype(genotype)
     if architecture is None:
         architecture = DEFAULT_ARCHITECTURE if genotype is None else genotype.architecture
     name, tag = _split_architecture(architecture)
     if genotype is None and name not in DEFAULT_GENOTYPES:
-        raise GenotypeError(f"{NAME}: no genotype, expected genotype= with one of {name}")
-    genotype = resolve_genotype(DEFAULT_GENOTYPES[name]) if genotype is None else genotype
+        raise GenotypeError(f"{NATS_ANY}: no genotype, expected genotype= with one of {name}")
+    genotype = find_genotype(DEFAULT_GENOTYPES[name]) if genotype is None else genotype
     check_architecture(genotype, name)
     return genotype, name, tag
 
@@ -103,21 +103,21 @@ def _resolve(genotype: Genotype | Mapping | str | os.PathLike | None, architectu
 def _split_architecture(architecture: Any) -> tuple[str, str]:
     """Name and tag of a plain timm network; the tag may be empty."""
     if not isinstance(architecture, str):
-        raise NatsError(f"{NAME}: architecture must be timm's name of a network, found {architecture!r}")
+        raise NatsError(f"{NATS_ANY}: architecture must be timm's name of a network, found {architecture!r}")
     name, tag = split_model_name_tag(architecture)
     if name.startswith(VARIANT_PREFIX):
-        raise NatsError(f"{NAME}: architecture {name!r} is regrouped already, expected a plain network")
+        raise NatsError(f"{NATS_ANY}: architecture {name!r} is regrouped already, expected a plain network")
     if not timm.is_model(name):
-        raise NatsError(f"{NAME}: timm has no architecture {architecture!r}")
+        raise NatsError(f"{NATS_ANY}: timm has no architecture {architecture!r}")
     current = get_deprecated_models().get(name, name)
     if current != name:
-        raise NatsError(f"{NAME}: architecture {name!r} is an old name, timm has {current!r} for it")
+        raise NatsError(f"{NATS_ANY}: architecture {name!r} is an old name, timm has {current!r} for it")
     return name, tag
 
 
 def _own_cfg(cfg: Any) -> Any:
     """A given pretrained cfg or tag; None for what timm's scripts find registered for this entry point: nothing."""
-    is_empty = isinstance(cfg, Mapping) and PretrainedCfg(**cfg) == PretrainedCfg(architecture=NAME)
+    is_empty = isinstance(cfg, Mapping) and PretrainedCfg(**cfg) == PretrainedCfg(architecture=NATS_ANY)
     return None if is_empty else cfg
 
 
@@ -156,7 +156,7 @@ def _transform_features(build: partial[nn.Module], genotype: Genotype) -> nn.Mod
     renamed = [name for name, _ in model.named_parameters() if name not in parameters]
     if renamed:
         raise NatsError(
-            f"{NAME}: features_only: {genotype.architecture} has no {renamed[0]}, {type(model).__name__} renames it"
+            f"{NATS_ANY}: features_only: {genotype.architecture} has no {renamed[0]}, {type(model).__name__} renames it"
         )
     kept = {name: runs for name, runs in genotype.convs.items() if name in modules}
     gains = {name: values for name, values in genotype.gains.items() if name in kept}
@@ -182,7 +182,7 @@ def _record(model: nn.Module, genotype: Genotype) -> nn.Module:
     model.__class__ = _nats_class(type(model))  # type: ignore[arg-type]  # mypy: classes of modules have no hash
     model.genotype = genotype  # type: ignore[assignment]  # torch declares no attributes that are no tensors
     for cfg in (model.pretrained_cfg, model.default_cfg):  # one and the same but in MobileNetV3's features
-        cfg["architecture"] = NAME
+        cfg["architecture"] = NATS_ANY
     return model
 
 

@@ -20,28 +20,15 @@ from typing import Any
 from timm.models import DefaultCfg, build_model_with_cfg, get_arch_pretrained_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from ..base.errors import GenotypeError
-from ..genotype.genotype import Genotype, resolve_genotype
-from ..networks.transform import VARIANT_PREFIX, check_architecture, transform
-from .model_args import RecordsGenotype, check_saved_args, check_saved_size
-from .saved_weights import prepare_saved_weights
+from ..base.names import VARIANT_PREFIX
+from ..folders.find_genotype import find_genotype
+from ..genotype.catalogue import DEFAULT_GENOTYPES, default_genotype
+from ..genotype.genotype import Genotype
+from ..networks.transform import check_architecture, transform
+from .model_args import RecordsGenotype, check_saved_args, check_saved_size, prepare_saved_weights
 
 __all__ = ["DEFAULT_GENOTYPES", "NatsResNet", "default_genotype"]
 
-# Published genotype files never change: a better one is a new file and a new line here.
-DEFAULT_GENOTYPES: dict[str, str] = {
-    "resnet18": "resnet18_c_n4_bccd",
-    "resnet34": "resnet34_transfer_c_n4_bccd",
-    "resnet50": "resnet50_c_n16_bccd",
-    "resnet101": "resnet101_transfer_c_n16_bccd",
-    "resnet152": "resnet152_transfer_c_n16_bccd",
-    "resnext50_32x4d": "resnext50_32x4d_transfer_c_n16_bccd",
-    "resnext101_32x4d": "resnext101_32x4d_transfer_c_n16_bccd",
-    "resnext101_32x8d": "resnext101_32x8d_transfer_c_n16_bccd",
-    "wide_resnet50_2": "wide_resnet50_2_transfer_c_n16_bccd",
-    "resnet50d": "resnet50d_transfer_c_n16_bccd",
-    "seresnet50": "seresnet50_transfer_c_n16_bccd",
-}
 
 # The old training recipe, on which detection papers' baselines stand.
 DEFAULT_TAG = "tv_in1k"
@@ -67,16 +54,9 @@ class NatsResNet(RecordsGenotype, ResNet):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.genotype = resolve_genotype(default_genotype(architecture) if genotype is None else genotype)
+        self.genotype = find_genotype(default_genotype(architecture) if genotype is None else genotype)
         check_architecture(self.genotype, architecture)
         transform(self, self.genotype)
-
-
-def default_genotype(architecture: str) -> str:
-    """Name of the published genotype that a variant runs unless told otherwise; `architecture` is the plain one."""
-    if architecture not in DEFAULT_GENOTYPES:
-        raise GenotypeError(f"{VARIANT_PREFIX}{architecture}: no default genotype is published yet, pass genotype=")
-    return DEFAULT_GENOTYPES[architecture]
 
 
 def _derive_cfgs(architecture: str) -> DefaultCfg:

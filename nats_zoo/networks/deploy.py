@@ -20,7 +20,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d  # what timm.layers.freeze_batch_norm_2d puts in
 
-from ..genotype.genotype import runs_from_channels
+from ..genotype.runs import runs_from_channels
 from .deployed_conv import sort_key
 from .regrouped_conv import RegroupedConv2d
 

@@ -22,8 +22,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..genotype.genotype import Dilation, Run
-from .regrouped_conv import Geometry, argsort, split_channels
+from ..genotype.runs import Dilation, Run
+from .geometry import Geometry, argsort, split_channels
 
 # How many channels oneDNN computes at a time: the float32 lanes of AVX-512.
 VECTOR = 16

@@ -12,35 +12,8 @@ from timm.layers import Conv2dSame, get_same_padding, register_notrace_module
 from torch import Tensor, nn
 
 from ..base.errors import GenotypeError
-from ..genotype.genotype import Dilation, Run
-
-# ONNX Runtime can not load a Split whose sizes the exporter put into the file beside the model, as it does with more.
-MAX_SPLIT = 32
-
-
-class Geometry(NamedTuple):
-    """Where a plain convolution's taps lie, by axis (height, width), and where they lie at another dilation."""
-
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-    def padding_at(self, dilation: Dilation, name: str = "convolution") -> tuple[int, int]:
-        """What keeps output size and tap centre; GenotypeError, naming the convolution, where no padding does."""
-        rows, columns = (
-            p + _halved((d - 1) * d0 * (k - 1), name)
-            for p, d, d0, k in zip(self.padding, dilation, self.dilation, self.kernel_size, strict=True)
-        )
-        return rows, columns
-
-    def dilation_at(self, dilation: Dilation) -> tuple[int, int]:
-        """A run's dilation multiplies the convolution's own."""
-        return dilation[0] * self.dilation[0], dilation[1] * self.dilation[1]
-
-    def centres_rows(self) -> bool:
-        """Whether the kernel's central row reads, for output row i, input row stride * i, and reads them all."""
-        return 2 * self.padding[0] == (self.kernel_size[0] - 1) * self.dilation[0]
+from ..genotype.runs import Dilation, Run
+from .geometry import Geometry, argsort, halved, split_channels
 
 
 class _Branch(NamedTuple):
@@ -254,24 +227,6 @@ def _gather(tensor: Tensor, sizes: list[int], branches: list[_Branch], dim: int)
     return gathered
 
 
-def split_channels(tensor: Tensor, sizes: list[int], dim: int = 1, most: int = MAX_SPLIT) -> list[Tensor]:
-    """Views of a tensor, cut into `sizes` along `dim`."""
-    # Splits and no slices: a split's backward is one concatenation, that of n slices is n zero-filled tensors. Its
-    # result is indexed and not iterated over, which fx could not trace. Concatenating, unlike an index_select,
-    # keeps the images channels_last.
-    blocks = [tensor]
-    if len(sizes) > most:
-        totals = [sum(sizes[i : i + most]) for i in range(0, len(sizes), most)]
-        outer = tensor.split(totals, dim)
-        blocks = [outer[i] for i in range(len(totals))]
-    parts: list[Tensor] = []
-    for i, block in enumerate(blocks):
-        own = sizes[i * most : (i + 1) * most]
-        inner = block.split(own, dim)
-        parts.extend([inner[j] for j in range(len(own))])
-    return parts
-
-
 def can_regroup(module: nn.Module) -> bool:
     """Whether a module is a convolution that `RegroupedConv2d.from_conv` takes, with taps that a dilation moves."""
     if not (type(module) in (nn.Conv2d, Conv2dSame) or isinstance(module, RegroupedConv2d)):
@@ -295,15 +250,9 @@ def _explicit_padding(conv: nn.Conv2d, name: str) -> tuple[int, int]:
     if conv.padding_mode != "zeros":
         raise GenotypeError(f"{name}: padding mode {conv.padding_mode!r} can not be regrouped, expected 'zeros'")
     if conv.padding == "same":
-        height, width = (_halved((k - 1) * d, name) for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
+        height, width = (halved((k - 1) * d, name) for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
         return height, width
     return (0, 0) if isinstance(conv.padding, str) else conv.padding
-
-
-def _halved(total: int, name: str) -> int:
-    if total % 2:
-        raise GenotypeError(f"{name}: its padding would have to grow by {total}/2 on each side, no whole number")
-    return total // 2
 
 
 def _check_runs(conv: nn.Conv2d, runs: tuple[Run, ...], name: str) -> None:
@@ -354,8 +303,3 @@ def _plan_branch(conv: RegroupedConv2d, dilation: Dilation, pieces: list[Run], n
         dilation=geometry.dilation_at(dilation),
         groups=conv.groups * sum(channels) // conv.out_channels if conv.groups > 1 else 1,
     )
-
-
-def argsort(values: Sequence[int]) -> list[int]:
-    """Indices that sort the values; of a permutation of 0..n-1, where each of them stands."""
-    return sorted(range(len(values)), key=values.__getitem__)

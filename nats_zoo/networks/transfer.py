@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from ..base.errors import GenotypeError
-from ..genotype.genotype import PLAIN, Dilation, Genotype, Run, runs_from_channels
+from ..base.names import VARIANT_PREFIX
+from ..genotype.genotype import Genotype, method_of_networks
+from ..genotype.runs import PLAIN, Dilation, Run, runs_from_channels
 from ..version import __version__
 from .stages import searchable_convs
-from .transform import VARIANT_PREFIX, architecture_of, transform
+from .transform import architecture_of, transform
 
 METHOD = "transfer"  # provenance's `method` of what comes out
 
@@ -25,6 +27,7 @@ class _Conv(NamedTuple):
     units: int  # what takes a dilation as a whole: a cardinality group, or a channel
 
 
+@method_of_networks
 def transfer(genotype: Genotype, architecture: str) -> Genotype:
     """See `Genotype.transfer`."""
     source = _plain_network(genotype.architecture, genotype.source)

@@ -1,23 +1,21 @@
 """Apply a genotype to a network."""
 
-import os
 from collections.abc import Mapping
 
 from torch import nn
 
 from ..base.errors import GenotypeError
-from ..genotype.genotype import Genotype, resolve_genotype
+from ..base.names import VARIANT_PREFIX
+from ..genotype.genotype import Genotype
 from .deploy import adopt_blocks, has_deployment_form, is_deployed, release_blocks
 from .regrouped_conv import RegroupedConv2d
-
-VARIANT_PREFIX = "nats_"
 
 # What timm.utils.reparameterize_model calls on blocks. timm's own hooks rebuild a plain Conv2d out of the block's
 # convolutions and would silently drop the dilations; nats_zoo/networks/deploy.py has those that do not.
 _REPARAMETERIZE_HOOKS = ("reparameterize", "fuse", "switch_to_deploy")
 
 
-def transform(model: nn.Module, genotype: Genotype | Mapping | str | os.PathLike) -> nn.Module:
+def transform(model: nn.Module, genotype: Genotype) -> nn.Module:
     """Regroup the convolutions that a genotype names, in place; all of them or, on an error, none.
 
     Weights stay where they are: the state dict's keys and shapes do not change. timm's ResNet and RepVGG blocks become
@@ -26,7 +24,7 @@ def transform(model: nn.Module, genotype: Genotype | Mapping | str | os.PathLike
     Args:
         model: a timm network (before `features_only` wrapping, which renames convolutions in some), or any module
             whose convolutions bear the genotype's names.
-        genotype: a Genotype, its JSON form, a published name or a file's path.
+        genotype: of this network.
 
     Returns:
         The same model.
@@ -35,7 +33,6 @@ def transform(model: nn.Module, genotype: Genotype | Mapping | str | os.PathLike
         GenotypeError: another architecture, an unknown convolution, runs that do not fit it, a convolution with hooks
             or inside a block that rebuilds it for deployment, or a network that is regrouped already.
     """
-    genotype = resolve_genotype(genotype)
     found = architecture_of(model)
     if found is not None:
         check_architecture(genotype, found)

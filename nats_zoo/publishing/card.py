@@ -3,13 +3,15 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..genotype.genotype import CONTROL_METHODS, SEARCH_METHODS, Genotype
+from ..base.run_facts import BaseWeights, RunFacts
+from ..base.text import card_table, cell, code_block
+from ..genotype.genotype import Genotype
+from ..genotype.provenance import genotype_origin
 
 # A card is written before it is known where it will be published; `publish` puts the repository's id here.
 CARD_REPO = "ORG/NAME"
@@ -33,44 +35,6 @@ CARD_CITATION = """\
   note      = {arXiv:1909.02293}
 }
 ```"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseWeights:
-    """The weights that a training began with.
-
-    Attributes:
-        name: what the run calls them.
-        hub_id: their repository on the Hub.
-        license: as the Hub names it.
-    """
-
-    name: str
-    hub_id: str | None = None
-    license: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunFacts:
-    """What a card says about the run that made a model or a genotype.
-
-    Attributes:
-        command: as it was typed.
-        settings: all options of the run, plain data; as YAML they are a `--config` file for the same command.
-        dataset: name of the data set.
-        split: of it, on which the metrics were measured.
-        data: a line about each split.
-        hardware: device, precision, processes and versions.
-        base: None: it began with random weights.
-    """
-
-    command: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    dataset: str | None = None
-    split: str | None = None
-    data: Mapping[str, str] = field(default_factory=dict)
-    hardware: Mapping[str, Any] = field(default_factory=dict)
-    base: BaseWeights | None = None
 
 
 def card_metadata(kind: str, name: str, base: BaseWeights | None = None, **values: Any) -> ModelCardData:
@@ -130,25 +94,6 @@ def join_card(metadata: ModelCardData, sections: Sequence[str]) -> str:
     return "\n\n".join(filter(None, [f"---\n{metadata.to_yaml()}\n---", *sections])) + "\n"
 
 
-def genotype_origin(genotype: Genotype) -> str:
-    """A sentence for a card that says whether the genotype was searched for this network."""
-    provenance = genotype.provenance
-    method = provenance.get("method")
-    if method == "transfer":
-        source = _code(provenance.get("source_architecture", "another network"))
-        name = f" ({_code(provenance['source_genotype'])})" if "source_genotype" in provenance else ""
-        origin = f"They were not searched for this network: they are transferred from the genotype of {source}{name}."
-    elif method in SEARCH_METHODS:
-        origin = f"A search chose them ({_code(method)})."
-    elif method in CONTROL_METHODS:
-        origin = f"They were not searched: they are a control for searched ones ({_code(method)})."
-    else:
-        origin = f"Their provenance states the method {_code(method)}." if method else "Their origin is not stated."
-    if "merged" in provenance:
-        origin += " They were merged afterwards, to fewer different ones in each convolution."
-    return origin
-
-
 def genotype_section(genotype: Genotype, chart: str) -> str:
     """The section with a genotype's origin, chart and table."""
     picture = f"![Dilations of each convolution]({chart})"
@@ -177,7 +122,7 @@ def run_sections(run: RunFacts | None, task: str = "Training") -> str:
     if run is None:
         return ""
     parts = [f"## {task}\n"]
-    parts += [f"- {_cell(split)}: {_cell(line)}" for split, line in run.data.items()]
+    parts += [f"- {cell(split)}: {cell(line)}" for split, line in run.data.items()]
     if run.command:
         parts += ["\nThe command:\n", code_block(run.command, "bash")]
     if run.settings:
@@ -201,32 +146,3 @@ def license_section(base: BaseWeights | None, otherwise: str = "none: it began w
     own = f"{base.license}, as its base weights" if base and base.license else NOT_STATED
     weights = f"{base.license or NOT_STATED} ({base.hub_id or base.name})" if base else otherwise
     return card_table("Licences", {OF_MODEL: own, OF_DATA: NOT_STATED, OF_WEIGHTS: weights})
-
-
-def card_table(title: str, values: Mapping[str, Any]) -> str:
-    """A section of a card with one row per value; nothing if there are none."""
-    if not values:
-        return ""
-    cells = ((key, value if isinstance(value, str) else json.dumps(value)) for key, value in values.items())
-    rows = (table_row(key, value) for key, value in cells)
-    return "\n".join([f"## {title}\n", "| | |", "|---|---|", *rows])
-
-
-def table_row(*cells: str) -> str:
-    """A row of a table in Markdown."""
-    return f"| {' | '.join(map(_cell, cells))} |"
-
-
-def code_block(text: str, language: str = "") -> str:
-    """Text as it is, in Markdown; no row of backticks in it ends the block."""
-    longest = max((len(found) for found in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
-
-
-def _code(value: Any) -> str:
-    return "`" + _cell(str(value)).replace("`", "'") + "`"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

@@ -10,7 +10,8 @@ from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError
 
 from ..base.errors import NatsError, one_line
-from .card import OF_DATA, OF_MODEL, OF_WEIGHTS, table_row
+from ..base.text import table_row
+from .card import OF_DATA, OF_MODEL, OF_WEIGHTS
 
 OTHER = "other"
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # the Hub's names of licences, and what it allows for others'

@@ -10,8 +10,7 @@ from huggingface_hub.hf_api import ModelInfo
 
 from ..base.errors import NatsError
 from ..hub.client import usable_token
-from ..hub.download import LIBRARY
-from ..hub.errors import hub_errors
+from ..hub.errors import LIBRARY, hub_errors
 from .card import KINDS, TAG
 
 AVERAGE_PRECISION = ("mAP", "AP")  # as cards call COCO's AP, in percent

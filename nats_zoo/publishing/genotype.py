@@ -12,12 +12,15 @@ import timm
 
 from ..base.errors import NatsError
 from ..base.files import read_json, write_text
+from ..base.names import CARD_NAME, CHART_NAME, GENOTYPE_NAME, LOG_NAME, NATS_ANY, RUN_NAME, VARIANT_PREFIX
+from ..base.run_facts import RunFacts
 from ..base.run_log import Record, read_log
-from ..folders.model_folder import CARD_NAME, CHART_NAME, leads_out, save_chart, write_folder_atomically
-from ..folders.weights_file import CONFIG_NAME
-from ..genotype.genotype import SEARCH_METHODS, Genotype
-from ..models.nats_any import NAME as NATS_ANY
-from ..networks.transform import VARIANT_PREFIX
+from ..base.text import card_table
+from ..folders.find_genotype import is_genotype_folder
+from ..folders.model_folder import leads_out, write_folder_atomically
+from ..genotype.genotype import Genotype
+from ..genotype.provenance import SEARCH_METHODS
+from ..pictures.genotype_chart import save_chart
 from .card import (
     CARD_CITATION,
     CARD_REPO,
@@ -25,18 +28,14 @@ from .card import (
     OF_DATA,
     OF_MODEL,
     OF_WEIGHTS,
-    RunFacts,
     card_metadata,
-    card_table,
     genotype_section,
     join_card,
     provenance_tables,
     run_sections,
 )
 
-GENOTYPE_NAME = "genotype.json"  # what a search writes into its folder, too
 GENOTYPE_FILES = (GENOTYPE_NAME, CARD_NAME, CHART_NAME)
-RUN_NAME, LOG_NAME = "run.json", "log.jsonl"  # the settings of the search and its log, in its folder
 
 
 def save_genotype_folder(genotype: Genotype, folder: str | os.PathLike, run: RunFacts | None = None) -> Path:
@@ -64,11 +63,6 @@ def save_genotype_folder(genotype: Genotype, folder: str | os.PathLike, run: Run
 
 def _is_own(folder: Path) -> bool:
     return is_genotype_folder(folder) and {path.name for path in folder.iterdir()} <= set(GENOTYPE_FILES)
-
-
-def is_genotype_folder(folder: str | os.PathLike) -> bool:
-    """Whether it is a genotype's folder, or that of a search with its result; a model's has a genotype too."""
-    return (Path(folder) / GENOTYPE_NAME).is_file() and not (Path(folder) / CONFIG_NAME).exists()
 
 
 def genotype_files(source: Path, scratch: Path) -> dict[str, Path]:

@@ -16,17 +16,17 @@ from huggingface_hub.hf_api import RepoFile
 
 from ..base.errors import NatsError
 from ..base.files import file_digest
-from ..folders.find_genotype import folder_genotype
-from ..folders.model_folder import CARD_NAME, CHART_NAME, is_model_folder, model_files, read_config
-from ..folders.weights_file import CONFIG_NAME, WEIGHTS_NAME, check_fingerprint
+from ..base.names import CARD_NAME, CHART_NAME, CONFIG_NAME, GENOTYPE_NAME, WEIGHTS_NAME
+from ..folders.find_genotype import folder_genotype, is_genotype_folder
+from ..folders.model_folder import is_model_folder, model_files, read_config
+from ..folders.weights_file import check_fingerprint
 from ..hub.client import check_repo_id, usable_token
-from ..hub.download import LIBRARY
-from ..hub.errors import LOGIN, NOT_CARRIED_OUT, hub_errors, retried
+from ..hub.errors import LIBRARY, LOGIN, NOT_CARRIED_OUT, hub_errors, retried
+from ..models.saved import check_backbone
 from ..version import __version__
-from .backbone import check_backbone
 from .card import CARD_REPO
 from .card_options import CardOptions
-from .genotype import GENOTYPE_NAME, genotype_files, is_genotype_folder
+from .genotype import genotype_files
 
 DEFAULT_BRANCH = "main"
 # Of these, the ones that a publication does not have are removed from the repository: they belong to an earlier one.

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ...base.files import read_json, write_text
-from ...genotype.genotype import MAX_CHANNELS, MAX_DILATION, PLAIN, Dilation, Genotype
+from ...genotype.genotype import Genotype
+from ...genotype.runs import MAX_CHANNELS, MAX_DILATION, PLAIN, Dilation
 from ...networks.transform import check_architecture
 from ..space import SearchError
 

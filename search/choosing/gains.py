@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ...base.errors import GenotypeError
-from ...genotype.genotype import PLAIN, Genotype, Run
+from ...genotype.genotype import Genotype
+from ...genotype.runs import PLAIN, Run
 from ...networks.batch_norm import evaluation_mode
 from ...networks.regrouped_conv import RegroupedConv2d
 from ...networks.transform import architecture_of, check_architecture

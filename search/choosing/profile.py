@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...base.errors import one_line
-from ...genotype.genotype import PLAIN, Dilation
+from ...genotype.runs import PLAIN, Dilation
 from ...models.named import find_source
 from ...networks.batch_norm import evaluation_mode
 from ...networks.regrouped_conv import RegroupedConv2d

@@ -13,8 +13,9 @@ import numpy as np
 
 from ...base.errors import NatsError
 from ...base.run_log import Record, latest
-from ...genotype.genotype import PLAIN, Dilation, Genotype
-from ...pictures.style import candidate_probabilities, dilation_name
+from ...genotype.genotype import Genotype
+from ...genotype.runs import PLAIN, Dilation
+from ...pictures.genotype_chart import dilation_name
 
 # Alpha did not move: both hold. On the way from uniform (0) to certain (1) the likeliest candidates came less far than
 # UNMOVED_LEAD, in the mean over the groups; and the mean entropy, relative to uniform, is above UNMOVED_ENTROPY. Normal
@@ -341,3 +342,10 @@ def _nothing_accepted(outcome: TrialOutcome) -> Doubt:
         " genotype is the one that the search began with",
         "Score more images, hold more back, or start from a detector that has been trained for longer.",
     )
+
+
+def candidate_probabilities(alpha: Any, temperature: float | np.ndarray = 1.0) -> np.ndarray:
+    """softmax(alpha / temperature) over the last axis, that of the candidates."""
+    logits = np.asarray(alpha, dtype=float) / temperature
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)

@@ -12,23 +12,15 @@ from typing import Any
 
 from ...base.errors import NatsError
 from ...base.files import atomic_folder, read_json, write_text
+from ...base.names import VARIANT_PREFIX
 from ...base.run_log import Record, has_key, latest, read_log
+from ...base.text import card_table
 from ...detection.runs.config import RunConfig
-from ...detection.training.trainer import DETECTOR_OPTIONS, TrainConfig
-from ...genotype.genotype import Dilation, Genotype
-from ...networks.transform import VARIANT_PREFIX
-from ...pictures.style import (
-    KINDS,
-    SEARCH_CURVES,
-    alpha_heatmaps,
-    dilation_kind,
-    genotype_chart,
-    genotype_stages,
-    prediction_scatter,
-    score_heatmaps,
-    search_curves,
-)
-from ...publishing.card import card_table
+from ...detection.runs.setup import DETECTOR_OPTIONS
+from ...detection.training.config import TrainConfig
+from ...genotype.genotype import Genotype
+from ...genotype.runs import Dilation
+from ...pictures.genotype_chart import KINDS, dilation_kind, genotype_chart, genotype_stages
 from ..config import SearchConfig
 from .outcome import (
     AlphaOutcome,
@@ -42,6 +34,7 @@ from .outcome import (
     trial_doubts,
     trial_outcome,
 )
+from .pictures import SEARCH_CURVES, alpha_heatmaps, prediction_scatter, score_heatmaps, search_curves
 
 REPORT = "report"
 PAGE = "report.md"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...detection.evaluation.coco import Metrics
+from ...detection.metrics import Metrics
 from ...genotype.genotype import Genotype
 from ...version import __version__
 from ..space import SPACES

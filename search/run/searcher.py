@@ -8,17 +8,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ...detection.data.augment import train_transforms
-from ...detection.evaluation.coco import Metrics
+from ...detection.evaluation.evaluate import evaluate_detector, log_record
+from ...detection.metrics import Metrics
 from ...detection.models.create import resized_batches
-from ...detection.runs.data import report_data
+from ...detection.runs.facts import report_data
 from ...detection.runs.folder import RunError, pack_optimizer, unpack_optimizer
 from ...detection.runs.loop import EpochLoader, ResumableLoop, cosine, set_lr
-from ...detection.training.trainer import (
+from ...detection.runs.setup import (
     calibration_batches,
     create_accelerator,
-    evaluate_detector,
     load_scaler_state,
-    log_record,
     open_run_folder,
     scaler_state,
 )

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...detection.data.dataset import CocoDataset
 from ...detection.models.folder import from_pretrained, read_detector_config
-from ...detection.training.trainer import create_run_detector, in_memory_format, open_split
+from ...detection.runs.setup import create_run_detector, in_memory_format, open_split
 from ...hub.client import resolve_folder
 from ..config import SearchConfig
 from ..space import SearchError

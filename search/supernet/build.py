@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ...genotype.genotype import Dilation
+from ...genotype.runs import Dilation
 from ...networks.batch_norm import evaluation_mode
 from ..space import SearchError, count_groups
 from .searched_conv import MixtureConv2d, Moments, SampledConv2d, SearchedConv2d, SensitivityConv2d

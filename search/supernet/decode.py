@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...genotype.genotype import Dilation, Genotype, runs_from_channels
+from ...genotype.genotype import Genotype
+from ...genotype.runs import Dilation, runs_from_channels
 from ...networks.regrouped_conv import RegroupedConv2d
 from .searched_conv import SearchedConv2d
 

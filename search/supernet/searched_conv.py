@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...genotype.genotype import Dilation
-from ...networks.regrouped_conv import RegroupedConv2d, split_channels
+from ...genotype.runs import Dilation
+from ...networks.geometry import split_channels
+from ...networks.regrouped_conv import RegroupedConv2d
 
 
 class SearchedConv2d(nn.Module):

@@ -13,10 +13,12 @@ from timm.models import save_for_hf
 from timm.utils import reparameterize_model
 
 from nats_zoo import Genotype
+from nats_zoo.base.text import TABLE_WIDTH
 from nats_zoo.cli import commands as cli
-from nats_zoo.genotype.genotype import resolve_genotype
-from nats_zoo.models.nats_resnet import DEFAULT_GENOTYPES
-from nats_zoo.models.zoo import TABLE_WIDTH, list_zoo, origin
+from nats_zoo.folders.find_genotype import find_genotype
+from nats_zoo.genotype.catalogue import DEFAULT_GENOTYPES
+from nats_zoo.genotype.provenance import origin
+from nats_zoo.models.zoo import list_zoo
 from nats_zoo.networks.erf import erf_radius, plain_and_nats_fields
 from tests.support.marks import needs_onnx
 
@@ -72,7 +74,7 @@ def test_the_list_names_every_variant_and_how_its_genotype_was_found(say):
         if architecture not in DEFAULT_GENOTYPES:
             assert row.endswith("takes architecture= and a")  # and goes on below
             continue
-        genotype = resolve_genotype(DEFAULT_GENOTYPES[architecture])
+        genotype = find_genotype(DEFAULT_GENOTYPES[architecture])
         assert DEFAULT_GENOTYPES[architecture] in row
         assert f" {genotype.share_changed():.0%} " in row
         assert ("not searched: transferred from" in row) == (genotype.provenance["method"] == "transfer")
@@ -84,7 +86,7 @@ def test_the_list_as_json(say):
     entries = {entry["variant"]: entry for entry in json.loads(say("list", "--json"))}
     assert set(entries) == set(timm.list_models("nats_*"))
     for architecture, name in DEFAULT_GENOTYPES.items():
-        entry, genotype = entries[f"nats_{architecture}"], resolve_genotype(name)
+        entry, genotype = entries[f"nats_{architecture}"], find_genotype(name)
         assert entry["default_genotype"] == name
         assert entry["provenance"] == genotype.provenance
         assert entry["searched"] == (genotype.provenance["method"] != "transfer")

@@ -16,17 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nats_zoo.base.errors import GenotypeError, NatsError
-from nats_zoo.genotype.genotype import (
-    GENOTYPE_DIR,
-    MAX_DEPTH,
-    MAX_FILE_BYTES,
-    Genotype,
-    Run,
-    published_genotypes,
-    resolve_genotype,
-    runs_from_channels,
-)
-from nats_zoo.models.nats_resnet import DEFAULT_GENOTYPES
+from nats_zoo.folders.find_genotype import find_genotype
+from nats_zoo.genotype.catalogue import DEFAULT_GENOTYPES, GENOTYPE_DIR, published_genotypes
+from nats_zoo.genotype.genotype import MAX_DEPTH, MAX_FILE_BYTES, Genotype
+from nats_zoo.genotype.runs import Run, runs_from_channels
 from nats_zoo.networks.transform import transform
 
 CONV = "layer2.0.conv2"
@@ -545,13 +538,13 @@ def test_resolve_takes_all_forms(tmp_path):
     genotype = Genotype.from_dict(GOOD)
     path = write(tmp_path, TEXT)
     for form in (genotype, GOOD, path, str(path)):
-        assert resolve_genotype(form) == genotype
+        assert find_genotype(form) == genotype
 
 
 @pytest.mark.parametrize("form", [3, None, ["mine.json"], "no_such_genotype", "", "no\0file"])
 def test_resolve_refuses(form):
     with pytest.raises(GenotypeError):
-        resolve_genotype(form)
+        find_genotype(form)
 
 
 def test_published_names_are_the_packages_files():
@@ -561,7 +554,7 @@ def test_published_names_are_the_packages_files():
 
 def test_published_genotypes_fit_their_networks_and_say_where_they_come_from():
     for name in published_genotypes():
-        genotype = resolve_genotype(name)
+        genotype = find_genotype(name)
         assert genotype.provenance.get("method"), name
         with torch.device("meta"):
             transform(timm.create_model(genotype.architecture), genotype)

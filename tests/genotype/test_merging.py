@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nats_zoo import Genotype, GenotypeError, Run
-from nats_zoo.genotype.genotype import resolve_genotype
+from nats_zoo.folders.find_genotype import find_genotype
 
 CONV = "layer2.0.conv2"
 
@@ -64,7 +64,7 @@ def test_the_gain_of_a_run_that_moves_becomes_one():
 
 
 def test_convolutions_are_merged_each_by_itself():
-    source = resolve_genotype("resnet50_c_n16_bccd")
+    source = find_genotype("resnet50_c_n16_bccd")
     found = source.merge(3)
     for name, runs in source.convs.items():
         alone = Genotype("resnet50", {name: runs}).merge(3)

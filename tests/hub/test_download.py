@@ -361,8 +361,9 @@ MODELS = """
 import timm, torch
 import nats_zoo
 from nats_zoo.detection import create_detector, from_pretrained
-from nats_zoo.folders.model_folder import MODEL_FILES
-from nats_zoo.models.named import find_genotype, find_source, genotype_name, weights_name
+from nats_zoo.base.names import MODEL_FILES
+from nats_zoo.folders.find_genotype import find_genotype
+from nats_zoo.models.named import find_source, genotype_name, weights_name
 
 def described(call, *arguments, **options):
     found = call(*arguments, **options)
@@ -516,7 +517,7 @@ def test_timms_loader_is_not_let_to_a_pickle(by_timm):
 # --- offline, and other tokens ----------------------------------------------------------------------------------------
 
 PULLS = """
-from nats_zoo.models.named import find_genotype
+from nats_zoo.folders.find_genotype import find_genotype
 
 def pulled(call, *arguments):
     try:

@@ -15,10 +15,9 @@ from timm.models import save_for_hf
 from nats_zoo import Genotype, NatsError, RegroupedConv2d, save_backbone
 from nats_zoo.detection import create_detector, save_detector
 from nats_zoo.detection.data.drawn import draw_dataset
-from nats_zoo.genotype.genotype import resolve_genotype
+from nats_zoo.folders.find_genotype import find_genotype
 from nats_zoo.models.named import (
     create_backbone,
-    find_genotype,
     find_nats_source,
     find_source,
     genotype_name,
@@ -69,7 +68,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "mine.json", "./mine.json", "search", "backbone"])
 def test_genotypes_are_found(name):
-    expected = resolve_genotype(PUBLISHED[name]) if name in PUBLISHED else TINY
+    expected = find_genotype(PUBLISHED[name]) if name in PUBLISHED else TINY
     assert find_genotype(name) == expected
 
 

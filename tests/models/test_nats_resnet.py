@@ -14,9 +14,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nats_zoo import Genotype, GenotypeError, RegroupedConv2d
-from nats_zoo.genotype.genotype import resolve_genotype
-from nats_zoo.models.nats_resnet import DEFAULT_GENOTYPES, DEFAULT_TAG, default_genotype
-from nats_zoo.networks.transform import VARIANT_PREFIX
+from nats_zoo.base.names import VARIANT_PREFIX
+from nats_zoo.folders.find_genotype import find_genotype
+from nats_zoo.genotype.catalogue import DEFAULT_GENOTYPES, default_genotype
+from nats_zoo.models.nats_resnet import DEFAULT_TAG
 from tests.support.hub_server import HubServer, run_script
 
 VARIANTS = timm.list_models(f"{VARIANT_PREFIX}*", module="nats_resnet")
@@ -97,7 +98,7 @@ def test_variants_are_registered():
 @every_variant
 def test_the_docstring_says_whether_the_default_genotype_was_searched(variant):
     text = " ".join(inspect.getdoc(model_entrypoint(variant)).split())
-    provenance = resolve_genotype(default_genotype(plain_name(variant))).provenance
+    provenance = find_genotype(default_genotype(plain_name(variant))).provenance
     if provenance["method"] == "transfer":
         assert f"`{provenance['source_genotype']}`, not searched." in text
     else:
@@ -263,7 +264,7 @@ def test_default_genotype(variant):
     architecture = plain_name(variant)
     with torch.device("meta"):
         model = timm.create_model(variant)
-    assert model.genotype == resolve_genotype(DEFAULT_GENOTYPES[architecture])
+    assert model.genotype == find_genotype(DEFAULT_GENOTYPES[architecture])
     assert model.genotype.architecture == architecture
     assert model._model_args["genotype"] == model.genotype.to_dict()
     assert model.genotype.share_changed() > 0.5
@@ -329,7 +330,7 @@ def configs(tmp_path_factory):
 @every_variant
 def test_a_saved_default_stays_what_it_was(variant, configs, monkeypatch):
     config = json.loads((configs / variant / "config.json").read_text())
-    genotype = resolve_genotype(DEFAULT_GENOTYPES[plain_name(variant)])
+    genotype = find_genotype(DEFAULT_GENOTYPES[plain_name(variant)])
     assert config["architecture"] == variant
     assert config["model_args"]["genotype"] == genotype.to_dict()
     monkeypatch.delitem(DEFAULT_GENOTYPES, plain_name(variant))  # another version may have another one
@@ -369,7 +370,7 @@ def test_every_variant_loads_from_the_hub(configs, tmp_path):
         run_script(UPLOAD, server.client_environment(tmp_path / "owner"), configs, *VARIANTS)
         output = run_script(FROM_HUB, server.client_environment(tmp_path / "reader", token=None), *VARIANTS).stdout
     assert json.loads(output) == {
-        variant: [resolve_genotype(default_genotype(plain_name(variant))).fingerprint(), 5, [4, 8, 16, 32]]
+        variant: [find_genotype(default_genotype(plain_name(variant))).fingerprint(), 5, [4, 8, 16, 32]]
         for variant in VARIANTS
     }
 

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from nats_zoo import Genotype, GenotypeError, RegroupedConv2d, to_plain, transform
-from nats_zoo.genotype.genotype import runs_from_channels
+from nats_zoo.genotype.runs import runs_from_channels
 from nats_zoo.networks.deployed_conv import DeployedConv2d
 from nats_zoo.networks.regrouped_conv import RegroupedConv2dSame
 from nats_zoo.networks.stages import searchable_convs

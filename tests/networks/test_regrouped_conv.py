@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nats_zoo.base.errors import GenotypeError
-from nats_zoo.genotype.genotype import Run
-from nats_zoo.networks.regrouped_conv import MAX_SPLIT, RegroupedConv2d
+from nats_zoo.genotype.runs import Run
+from nats_zoo.networks.geometry import MAX_SPLIT
+from nats_zoo.networks.regrouped_conv import RegroupedConv2d
 from tests.support.marks import needs_onnx
 
 SIZE = (17, 14)  # odd and even

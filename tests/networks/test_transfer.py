@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 import nats_zoo
 from nats_zoo import Genotype, GenotypeError
-from nats_zoo.genotype.genotype import PLAIN, Run, resolve_genotype
-from nats_zoo.models.nats_resnet import DEFAULT_GENOTYPES
+from nats_zoo.folders.find_genotype import find_genotype
+from nats_zoo.genotype.catalogue import DEFAULT_GENOTYPES
+from nats_zoo.genotype.runs import PLAIN, Run
 from nats_zoo.networks.stages import searchable_convs
 from nats_zoo.networks.transform import transform
 from nats_zoo.publishing import card as model_card
 
-TRANSFERRED = [name for name in DEFAULT_GENOTYPES.values() if resolve_genotype(name).provenance["method"] == "transfer"]
+TRANSFERRED = [name for name in DEFAULT_GENOTYPES.values() if find_genotype(name).provenance["method"] == "transfer"]
 
 
 @functools.cache
@@ -268,8 +269,8 @@ def test_the_searched_genotypes_are_those_of_resnet18_and_resnet50():
 @pytest.mark.parametrize("name", TRANSFERRED)
 def test_a_published_file_is_what_transfer_gives(name):
     """Its provenance says from what; the version is the one that wrote it."""
-    published = resolve_genotype(name)
-    source = resolve_genotype(published.provenance["source_genotype"])
+    published = find_genotype(name)
+    source = find_genotype(published.provenance["source_genotype"])
     again = source.transfer(published.architecture)
     version = {"version": published.provenance["version"]}
     expected = again.to_dict() | {"provenance": dict(again.provenance) | version}
@@ -290,7 +291,7 @@ def card(genotype, tmp_path):
 
 
 def test_the_card_of_a_transferred_genotype_says_so_and_shows_both_provenances(tmp_path):
-    genotype = resolve_genotype("resnet34_transfer_c_n4_bccd")
+    genotype = find_genotype("resnet34_transfer_c_n4_bccd")
     text = card(genotype, tmp_path)
     assert "not searched for this network" in text
     assert "transferred from the genotype of `resnet18` (`resnet18_c_n4_bccd`)" in text

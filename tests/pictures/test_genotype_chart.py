@@ -13,20 +13,18 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from nats_zoo import NatsError
-from nats_zoo.genotype.genotype import Genotype, Run
-from nats_zoo.pictures.style import (
-    alpha_heatmaps,
+from nats_zoo.detection.runs.curves import training_curves
+from nats_zoo.genotype.genotype import Genotype
+from nats_zoo.genotype.runs import Run
+from nats_zoo.pictures.erf_picture import erf_picture
+from nats_zoo.pictures.genotype_chart import (
     dilation_colour,
     dilation_hatch,
     dilation_kind,
     dilation_name,
-    erf_picture,
     genotype_chart,
-    prediction_scatter,
-    score_heatmaps,
-    search_curves,
-    training_curves,
 )
+from nats_zoo.search.report.pictures import alpha_heatmaps, prediction_scatter, score_heatmaps, search_curves
 
 IC_CONV = [(height, width) for height in range(1, 5) for width in range(1, 5)]
 CIRCLE = "#5fd7ff"

@@ -14,11 +14,12 @@ from huggingface_hub import ModelCard, metadata_load
 
 import nats_zoo
 from nats_zoo import Genotype, NatsError, __version__
+from nats_zoo.base.run_facts import BaseWeights, RunFacts
+from nats_zoo.base.text import code_block
 from nats_zoo.cli import main
 from nats_zoo.detection import Metrics, TrainConfig, create_detector, save_detector
 from nats_zoo.detection.data.drawn import draw_dataset
 from nats_zoo.detection.runs.facts import base_weights
-from nats_zoo.publishing.card import BaseWeights, RunFacts, code_block
 from nats_zoo.publishing.card_options import CardOptions
 
 SIZES = {"fpn_channels": 8, "head_size": 8, "min_size": 64, "max_size": 96}

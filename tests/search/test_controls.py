@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from nats_zoo import Genotype, NatsError, transform
 from nats_zoo.cli import commands as cli
-from nats_zoo.genotype.genotype import CONTROL_METHODS, SEARCH_METHODS
+from nats_zoo.genotype.provenance import CONTROL_METHODS, SEARCH_METHODS
+from nats_zoo.genotype.runs import parse_dilation
 from nats_zoo.search import SPACES, SearchError
 from nats_zoo.search.controls import (
     Searchable,
     group_size,
-    parse_dilation,
     parse_shares,
     random,
     round_shares,

@@ -18,7 +18,8 @@ from torch import nn
 
 from nats_zoo.cli import commands as cli
 from nats_zoo.detection import TrainConfig, Trainer
-from nats_zoo.detection.data.dataset import CocoDataset, find_split
+from nats_zoo.detection.data.dataset import CocoDataset
+from nats_zoo.detection.data.formats.coco import find_split
 from nats_zoo.detection.runs import processes
 from nats_zoo.detection.runs.folder import RunFolder
 from nats_zoo.detection.runs.loop import EpochLoader, ResumableLoop

@@ -14,7 +14,7 @@ from PIL import Image
 
 from nats_zoo import published_genotypes
 from nats_zoo.detection.data.drawn import draw_dataset
-from nats_zoo.genotype.genotype import GENOTYPE_DIR
+from nats_zoo.genotype.catalogue import GENOTYPE_DIR
 from tests.support.hub_server import HubProcess
 from tests.support.snippets import LANGUAGES, read_blocks, run_page
 

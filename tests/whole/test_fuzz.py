@@ -305,14 +305,14 @@ def json_kinds(root: Path, models: Models) -> dict[str, Kind]:
     from nats_zoo.detection import from_pretrained
     from nats_zoo.detection.models.folder import read_detector_config
     from nats_zoo.folders.model_folder import read_config
-    from nats_zoo.publishing.backbone import _config_genotype
+    from nats_zoo.models.saved import config_genotype
 
     backbone, detector = models.backbone, models.detector
     of_backbone, of_detector = (json.loads((folder / CONFIG).read_text()) for folder in (backbone, detector))
     one, two, three = root / "detector configs", root / "backbone configs", root / "genotypes"
 
     def read_backbone() -> None:
-        _config_genotype(read_config(two), two / CONFIG)
+        config_genotype(read_config(two), two / CONFIG)
 
     def load_genotype() -> None:
         str(Genotype.load(three / "g.json"))

@@ -20,8 +20,8 @@ import torch
 from nats_zoo import NatsError, __version__
 from nats_zoo.detection import create_detector
 from nats_zoo.detection.models.config import FRAMEWORKS
-from nats_zoo.genotype.genotype import resolve_genotype
-from nats_zoo.models.nats_resnet import DEFAULT_GENOTYPES
+from nats_zoo.folders.find_genotype import find_genotype
+from nats_zoo.genotype.catalogue import DEFAULT_GENOTYPES
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE_PACKAGES = Path(torch.__file__).parents[1]
@@ -278,7 +278,7 @@ def test_the_help_of_an_entry_point_says_where_its_genotype_comes_from(architect
     """Titles are the architecture's name, written out."""
     text = entries[f"nats_{architecture}"].__doc__
     assert re.sub(r"\W", "", text.splitlines()[0]).lower().startswith(architecture.replace("_", ""))
-    provenance = resolve_genotype(DEFAULT_GENOTYPES[architecture]).provenance
+    provenance = find_genotype(DEFAULT_GENOTYPES[architecture]).provenance
     words = " ".join(text.split())
     if provenance["method"] == "transfer":
         source = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}[provenance["source_architecture"]]
@@ -291,7 +291,7 @@ def test_an_entry_point_builds_its_variant(entries):
     with torch.device("meta"):
         for architecture in ("resnext50_32x4d", "resnet50d"):
             model = entries[f"nats_{architecture}"](num_classes=3)
-            assert model.genotype == resolve_genotype(DEFAULT_GENOTYPES[architecture])
+            assert model.genotype == find_genotype(DEFAULT_GENOTYPES[architecture])
             assert model.num_classes == 3
 
 

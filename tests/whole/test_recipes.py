@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from nats_zoo import NatsError
 from nats_zoo.detection import TrainConfig, Trainer, from_pretrained
 from nats_zoo.detection.data.drawn import draw_dataset
-from nats_zoo.models.nats_resnet import default_genotype
+from nats_zoo.genotype.catalogue import default_genotype
 from nats_zoo.search import SearchConfig
 
 ROOT = Path(__file__).resolve().parents[2]

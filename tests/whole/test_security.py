@@ -28,8 +28,8 @@ from nats_zoo.base.errors import redact
 from nats_zoo.base.files import MOST_BYTES, MOST_YAML_VALUES, read_json, read_yaml
 from nats_zoo.cli import main
 from nats_zoo.detection import create_detector, from_pretrained, save_detector
-from nats_zoo.detection.data.annotations import read_annotations
 from nats_zoo.detection.data.defects import DataError
+from nats_zoo.detection.data.formats.coco import read_annotations
 from nats_zoo.detection.data.formats.voc import parse_voc, read_voc
 from nats_zoo.detection.data.formats.yolo import read_yolo
 from nats_zoo.detection.models.config import DetectorConfig

@@ -19,9 +19,11 @@ from torch.utils.data import DataLoader
 
 from nats_zoo.cli import commands as cli
 from nats_zoo.detection import create_detector, save_detector
-from nats_zoo.detection.data.annotations import RawData, check_annotations, read_coco
+from nats_zoo.detection.data.annotations import RawData
+from nats_zoo.detection.data.checking import check_annotations
 from nats_zoo.detection.data.dataset import CocoDataset, collate
 from nats_zoo.detection.data.defects import DataError, count
+from nats_zoo.detection.data.formats.coco import read_coco
 
 SIZES = [(48, 40), (40, 48), (56, 40), (48, 48), (64, 40), (40, 64), (40, 40), (48, 40), (48, 40), (40, 40)]
 """(width, height) of the images 0.jpg, 1.jpg ..., whose ids are 10, 11 ..., with the annotations 100 and 101, ..."""

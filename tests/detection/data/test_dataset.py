@@ -16,10 +16,10 @@ from torchvision import tv_tensors
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from nats_zoo import NatsError
-from nats_zoo.detection.data.annotations import read_annotations
 from nats_zoo.detection.data.augment import eval_transforms, train_transforms
-from nats_zoo.detection.data.dataset import CocoDataset, collate, find_split
+from nats_zoo.detection.data.dataset import CocoDataset, collate
 from nats_zoo.detection.data.defects import DataError
+from nats_zoo.detection.data.formats.coco import find_split, read_annotations
 from nats_zoo.detection.evaluation.coco import evaluate
 
 SHARED_DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"

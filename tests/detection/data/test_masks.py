@@ -19,10 +19,12 @@ from pycocotools.cocoeval import COCOeval
 from torchvision import tv_tensors
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from nats_zoo.detection.data.annotations import RawData, check_annotations, read_annotations
+from nats_zoo.detection.data.annotations import RawData
 from nats_zoo.detection.data.augment import train_transforms
+from nats_zoo.detection.data.checking import check_annotations
 from nats_zoo.detection.data.dataset import CocoDataset, collate
 from nats_zoo.detection.data.defects import BadEntry, DataError
+from nats_zoo.detection.data.formats.coco import read_annotations
 from nats_zoo.detection.data.masks import ImageMasks, encode
 
 SHARED_DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"

@@ -21,8 +21,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from nats_zoo.detection.data.dataset import CocoDataset, DataError, find_split
-from nats_zoo.detection.evaluation.coco import Metrics, evaluate, load_results, predict, save_results
+from nats_zoo.detection.data.dataset import CocoDataset, DataError
+from nats_zoo.detection.data.formats.coco import find_split
+from nats_zoo.detection.evaluation.coco import evaluate, load_results, save_results
+from nats_zoo.detection.evaluation.predict import predict
+from nats_zoo.detection.metrics import Metrics
 from tests.support.two_processes import launch_two
 
 SHARED_DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
@@ -40,7 +43,8 @@ import sys
 import torch
 from accelerate import Accelerator
 
-from nats_zoo.detection.evaluation.coco import evaluate, predict, save_results
+from nats_zoo.detection.evaluation.coco import evaluate, save_results
+from nats_zoo.detection.evaluation.predict import predict
 from nats_zoo.detection.data.dataset import CocoDataset
 
 

@@ -25,11 +25,12 @@ from nats_zoo.cli import commands as cli
 from nats_zoo.detection import create_detector, from_pretrained, save_detector
 from nats_zoo.detection.data.dataset import CocoDataset
 from nats_zoo.detection.data.opening import open_split
-from nats_zoo.detection.evaluation.coco import CocoEvaluation, Metrics
+from nats_zoo.detection.evaluation.coco import CocoEvaluation
 from nats_zoo.detection.evaluation.error_sheets import _span
 from nats_zoo.detection.evaluation.errors import FALSE_KINDS, MISSED_KINDS, best_threshold, find_errors
 from nats_zoo.detection.evaluation.evaluate import evaluate_model
 from nats_zoo.detection.evaluation.report import _class_curves
+from nats_zoo.detection.metrics import Metrics
 from tests.support.two_processes import launch_two
 
 CLASSES = {7: "cat", 12: "dog", 90: "bus"}

@@ -24,8 +24,8 @@ from nats_zoo import Genotype, NatsError, recalibrate_bn
 from nats_zoo.detection import DetectorConfig, create_detector, save_detector
 from nats_zoo.detection.models.backbone import create_body, freeze_stages
 from nats_zoo.detection.models.config import FRAMEWORKS
-from nats_zoo.genotype.genotype import resolve_genotype
-from nats_zoo.models.nats_resnet import default_genotype
+from nats_zoo.folders.find_genotype import find_genotype
+from nats_zoo.genotype.catalogue import default_genotype
 
 TIN_64 = Path(__file__).resolve().parents[3].parent / "shared" / "weights" / "resnet18.tin_64"
 SIZES = {"min_size": 64, "max_size": 96, "anchor_sizes": (8, 16, 32, 64, 128)}
@@ -518,7 +518,7 @@ def test_a_genotype_of_another_network_is_refused():
 
 def test_a_variant_runs_its_published_default_unless_told_otherwise():
     with torch.device("meta"):
-        assert create_body("nats_resnet18").genotype == resolve_genotype(default_genotype("resnet18"))
+        assert create_body("nats_resnet18").genotype == find_genotype(default_genotype("resnet18"))
 
 
 # --- config -----------------------------------------------------------------------------------------------------------

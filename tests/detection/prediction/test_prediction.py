@@ -20,8 +20,9 @@ from nats_zoo import NatsError
 from nats_zoo.cli import commands as cli
 from nats_zoo.detection import create_detector, from_pretrained, save_detector
 from nats_zoo.detection.data.drawn import draw_dataset
+from nats_zoo.detection.data.images import measure_image
 from nats_zoo.detection.models.mixed_precision import mixed_precision
-from nats_zoo.detection.prediction.inputs import find_images, measure_image, plan_batches
+from nats_zoo.detection.prediction.inputs import find_images, plan_batches
 from nats_zoo.detection.prediction.pipeline import Speed, run_ahead
 from nats_zoo.detection.prediction.predict import detect, draw_found, open_image, predict_images
 

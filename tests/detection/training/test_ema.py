@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nats_zoo import NatsError
 from nats_zoo.detection import TrainConfig, Trainer, from_pretrained
 from nats_zoo.detection.data.drawn import draw_dataset
-from nats_zoo.detection.training.trainer import evaluate_detector
+from nats_zoo.detection.evaluation.evaluate import evaluate_detector
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

@@ -28,12 +28,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nats_zoo import NatsError
 from nats_zoo.detection import DataError, TrainConfig, Trainer, evaluate, from_pretrained, predict
 from nats_zoo.detection.data.augment import train_transforms
-from nats_zoo.detection.data.dataset import CocoDataset, find_split
+from nats_zoo.detection.data.dataset import CocoDataset
 from nats_zoo.detection.data.drawn import draw_dataset
+from nats_zoo.detection.data.formats.coco import find_split
 from nats_zoo.detection.evaluation.evaluate import evaluate_model
 from nats_zoo.detection.runs.folder import RunError
 from nats_zoo.detection.runs.loop import EpochLoader, Interrupted
-from nats_zoo.detection.training.trainer import synchronise_norms
+from nats_zoo.detection.runs.setup import synchronise_norms
 from tests.support.two_processes import launch_two
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_accelerate")

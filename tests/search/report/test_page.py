@@ -16,7 +16,8 @@ from torch import nn
 
 from nats_zoo import NatsError
 from nats_zoo.detection import TrainConfig
-from nats_zoo.genotype.genotype import Genotype, Run, runs_from_channels
+from nats_zoo.genotype.genotype import Genotype
+from nats_zoo.genotype.runs import Run, runs_from_channels
 from nats_zoo.search import MixtureConv2d, SearchConfig, decode
 from nats_zoo.search.report.outcome import alpha_outcome, read_snapshots
 from nats_zoo.search.report.page import write_report

@@ -1,0 +1,74 @@
+"""Average precision as COCO has it, as plain data with a table."""
+
+import dataclasses
+from collections.abc import Iterable
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """COCO's metrics in percent, of boxes unless said otherwise. None: there is no such object to be found.
+
+    Attributes:
+        ap: Average precision, mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over classes; of each class the 100
+            best boxes per image.
+        ap50: At IoU 0.50.
+        ap75: At IoU 0.75.
+        ap_small: Of objects below 32 x 32 pixels.
+        ap_medium: Of objects between 32 x 32 and 96 x 96 pixels.
+        ap_large: Of objects above 96 x 96 pixels.
+        ar_1: Average recall with at most one box per image.
+        ar_10: With at most 10.
+        ar_100: With at most 100.
+        ar_small: Of small objects, at most 100.
+        ar_medium: Of medium objects.
+        ar_large: Of large objects.
+        per_class: `{"ap": ..., "ap50": ...}` by class name, in order of category id.
+        mask: The same of masks; None: there are no masks to be compared.
+    """
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar_1: float | None
+    ar_10: float | None
+    ar_100: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
+    per_class: dict[str, dict[str, float | None]]
+    mask: "Metrics | None" = None
+
+    def to_dict(self) -> dict:
+        """Returns plain data that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "Metrics":
+        """Returns what `to_dict` was called on; data written before there were masks has no `mask`."""
+        mask = data.get("mask")
+        return cls(**{**data, "mask": None if mask is None else cls.from_dict(mask)})
+
+    def table(self) -> str:
+        """Returns a text table: all objects and objects by size, recall, and a line per class; boxes, then masks."""
+        if self.mask is None:
+            return self._table()
+        return f"boxes\n{self._table()}\n\nmasks\n{self.mask._table()}"
+
+    def _table(self) -> str:
+        headings = {
+            **{"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl"},
+            **{"ar_1": "AR1", "ar_10": "AR10", "ar_100": "AR100"},
+        }
+        width = max(map(len, ("class", *self.per_class)))
+        overall = [getattr(self, name) for name in headings]
+        lines = [_line(headings.values()), _line(overall), "", f"{'class':<{width}} {_line(('AP', 'AP50'))}"]
+        lines += [f"{name:<{width}} {_line((row['ap'], row['ap50']))}" for name, row in self.per_class.items()]
+        return "\n".join(lines)
+
+
+def _line(cells: Iterable[str | float | None]) -> str:
+    texts = (cell if isinstance(cell, str) else "-" if cell is None else f"{cell:.1f}" for cell in cells)
+    return " ".join(f"{text:>6}" for text in texts)

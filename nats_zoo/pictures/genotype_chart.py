@@ -1,0 +1,265 @@
+"""The chart of a genotype: a bar per convolution, a colour per dilation."""
+
+import math
+import os
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import timm
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from ..genotype.genotype import Genotype
+from ..genotype.provenance import origin
+from ..genotype.runs import PLAIN, Dilation
+from ..networks.stages import searchable_convs
+from .style import BARS_WIDTH, NARROWEST_BAR, WIDEST_BAR, save_png
+
+LEGEND_ROWS = 16
+KINDS = ("plain", "isotropic", "wide", "tall")
+# Light to dark. Grey, green, blue and orange stay apart for the common kinds of colour blindness.
+PLAIN_COLOUR = "#d9d9d9"
+ISOTROPIC_RAMP = LinearSegmentedColormap.from_list("isotropic", ["#8fd48a", "#2f9e55", "#00301c"])
+WIDE_RAMP = LinearSegmentedColormap.from_list("wide", ["#b5d3ff", "#2a6fdb", "#0a1f5c"])
+TALL_RAMP = LinearSegmentedColormap.from_list("tall", ["#ffbf66", "#e0690c", "#611a00"])
+
+
+def save_chart(genotype: Genotype, path: str | os.PathLike) -> None:
+    """Draw the genotype for a model card."""
+    pass  # MOVED  # matplotlib is too slow to import for all who only load
+
+    genotype_chart(genotype, path)
+
+
+def genotype_chart(genotype: Genotype, path: str | os.PathLike) -> None:
+    """Draw the share of each dilation in each convolution: one stacked bar per convolution, grouped by stage.
+
+    Args:
+        genotype: what to draw; convolutions it does not name are left out.
+        path: the PNG file.
+    """
+    stages = genotype_stages(genotype)
+    places = _bar_places(stages)
+    overall = _overall_shares(genotype)
+    bars = 1 + max(places.values(), default=0)
+    bar_width = min(WIDEST_BAR, max(NARROWEST_BAR, BARS_WIDTH / bars))
+    width = max(6.0, 2.4 + 1.2 * (_legend_columns(overall) - 1) + bar_width * bars)
+    height = max(4.1, 1.4 + 0.2 * min(len(overall), LEGEND_ROWS))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(_genotype_title(genotype, max_length=int(14 * width)), fontsize=9)
+    axes = figure.add_subplot()
+    _stack_bars(axes, genotype.dilation_shares(), places, list(overall))
+    _label_bars(axes, stages, places, fontsize=8 if bar_width > 0.2 else 6.5)
+    _label_stages(axes, stages, places)
+    _add_dilation_legend(axes, overall)
+    save_png(figure, path)
+
+
+def dilation_name(dilation: Dilation) -> str:
+    """What pictures call a dilation: `1`, `2`, `3` when it is isotropic, else height×width, such as `1×3`."""
+    height, width = dilation
+    return str(height) if height == width else f"{height}×{width}"
+
+
+def dilation_colour(dilation: Dilation) -> str:
+    """The colour of a dilation, the same in every picture, as `#rrggbb`.
+
+    The shade tells the larger of the two dilations, the hue the direction: grey is plain, green isotropic, blue
+    wide, orange tall. Where neither dilation is 1 the hue lies between its direction's and the isotropic one.
+    """
+    height, width = dilation
+    if dilation == PLAIN:
+        return PLAIN_COLOUR
+    low, high = sorted(dilation)
+    # full depth at dilation 6: the candidates in use, 2 to 5, spread over the ramp
+    shade = min(1.0, math.log(high / 2, 3))
+    isotropic = np.array(ISOTROPIC_RAMP(shade))
+    directed = np.array(WIDE_RAMP(shade) if width > height else TALL_RAMP(shade))
+    return to_hex(directed + (isotropic - directed) * (low - 1) / (high - 1))
+
+
+def dilation_kind(dilation: Dilation) -> Literal["plain", "isotropic", "wide", "tall"]:
+    """What a dilation does to a kernel: nothing, or it widens it equally, or along one axis more than the other."""
+    height, width = dilation
+    if height == width:
+        return "plain" if dilation == PLAIN else "isotropic"
+    return "wide" if width > height else "tall"
+
+
+def _stacking_order(dilation: Dilation) -> tuple[int, Dilation]:
+    """Kind by kind, each by size."""
+    return KINDS.index(dilation_kind(dilation)), dilation
+
+
+def dilation_hatch(dilation: Dilation) -> str | None:
+    """The pattern of a dilation in bars: only those are hatched that have neither direction to themselves.
+
+    Their hues lie between two others and are too near to those for some eyes.
+    """
+    low, high = sorted(dilation)
+    return None if low in (1, high) else "////" if low == 2 else "xxxx"
+
+
+def _split_stage(conv: str) -> tuple[str, str]:
+    """`layer2.0.conv2` -> (`layer2`, `0.conv2`): a stage's name ends with the first part that ends with a digit."""
+    parts = conv.split(".")
+    end = next((i for i, part in enumerate(parts[:-1], start=1) if part[-1:].isdigit()), 0)
+    return ".".join(parts[:end]), ".".join(parts[end:])
+
+
+def genotype_stages(genotype: Genotype) -> dict[str, list[str]]:
+    """The genotype's convolutions by the title of their stage, both in order of appearance.
+
+    Stages are read off the convolutions' names (`layer2`, `s2`, `blocks.2`); where those tell none (VGG's
+    `features.5`), they are timm's.
+    """
+    titles = {conv: _split_stage(conv)[0] for conv in genotype.convs}
+    if not any(titles.values()):
+        titles |= _timm_stages(genotype)
+    stages: dict[str, list[str]] = {}
+    for conv, title in titles.items():
+        stages.setdefault(title, []).append(conv)
+    return stages
+
+
+def _timm_stages(genotype: Genotype) -> dict[str, str]:
+    """Stages of the genotype's convolutions in timm's network; none if timm has no such network."""
+    if not timm.is_model(genotype.architecture):
+        return {}
+    with torch.device("meta"):
+        stages = searchable_convs(timm.create_model(genotype.architecture))
+    return {conv: f"stage {stage}" for stage, convs in stages.items() for conv in convs if conv in genotype.convs}
+
+
+def _bar_places(stages: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Position of each convolution's bar: 1 apart, and a gap where a stage begins."""
+    places: dict[str, float] = {}
+    position = 0.0
+    for convs in stages.values():
+        for conv in convs:
+            places[conv] = position
+            position += 1
+        position += 0.8
+    return places
+
+
+def _overall_shares(genotype: Genotype) -> dict[Dilation, float]:
+    """Share of each dilation among the channels of all named convolutions, in the order of the stacks."""
+    counts: dict[Dilation, int] = {}
+    for run in (run for runs in genotype.convs.values() for run in runs):
+        counts[run.dilation] = counts.get(run.dilation, 0) + run.channels
+    return {dilation: counts[dilation] / sum(counts.values()) for dilation in sorted(counts, key=_stacking_order)}
+
+
+def _genotype_title(genotype: Genotype, max_length: int) -> str:
+    convs = len(genotype.convs)
+    lines = [
+        f"{genotype.architecture}: {convs} convolution{'s' * (convs != 1)}, {genotype.share_changed():.0%} of their"
+        " channels changed",
+        origin(genotype.provenance),
+    ]
+    return "\n".join(
+        wrapped for line in lines for wrapped in textwrap.wrap(line, max_length, max_lines=2, placeholder="…")
+    )
+
+
+def _stack_bars(
+    axes: Axes,
+    shares: Mapping[str, Mapping[Dilation, float]],
+    places: Mapping[str, float],
+    dilations: Iterable[Dilation],
+) -> None:
+    positions = list(places.values())
+    bottom = np.zeros(len(positions))
+    for dilation in dilations:
+        heights = np.array([shares[conv].get(dilation, 0.0) for conv in places])
+        axes.bar(
+            positions,
+            heights,
+            bottom=bottom,
+            width=0.86,
+            facecolor=dilation_colour(dilation),
+            hatch=dilation_hatch(dilation),
+            edgecolor="white",
+            linewidth=0.5,
+        )
+        bottom += heights
+    axes.set_ylim(0, 1)
+    axes.set_xlim(-0.7, max(positions, default=0) + 0.7)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"], fontsize=9)
+    axes.set_ylabel("output channels", fontsize=9)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _label_bars(axes: Axes, stages: Mapping[str, Sequence[str]], places: Mapping[str, float], fontsize: float) -> None:
+    """Name each bar by what its convolution's name adds to the stage; what all names share goes below, once."""
+    labels, title = _short_labels([_name_in_stage(conv, stages) for conv in places])
+    axes.set_xlabel(title, fontsize=9)
+    rotation = 90 if max(map(len, labels), default=0) > 3 else 0
+    axes.set_xticks(list(places.values()), labels, fontsize=fontsize, rotation=rotation)
+    axes.tick_params(axis="x", length=0)
+
+
+def _name_in_stage(conv: str, stages: Mapping[str, Sequence[str]]) -> str:
+    stage, name = _split_stage(conv)
+    return name if stage in stages else conv
+
+
+def _short_labels(names: Sequence[str]) -> tuple[list[str], str]:
+    """Names cut down to the one number in which they differ, and what they share as a title.
+
+    `0.conv2`, `1.conv2` give `0`, `1` and `block (conv2 of each)`. Names that differ in more stay whole.
+    """
+    parts = [re.split(r"(\d+)", name) for name in names]
+    places = {i for split in parts for i in range(len(split)) if i < len(parts[0]) and split[i] != parts[0][i]}
+    place = min(places, default=1)
+    if len({len(split) for split in parts}) != 1 or len(places) > 1 or place % 2 == 0 or place >= len(parts[0]):
+        return list(names), ""
+    head, tail = "".join(parts[0][:place]), "".join(parts[0][place + 1 :])
+    title = f"block ({tail[1:]} of each)" if not head and tail[:1] == "." else f"N of {head}N{tail}"
+    return [split[place] for split in parts], title
+
+
+def _label_stages(axes: Axes, stages: Mapping[str, Sequence[str]], places: Mapping[str, float]) -> None:
+    centres = [sum(places[conv] for conv in convs) / len(convs) for convs in stages.values()]
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(centres, list(stages), fontsize=10)
+    above.tick_params(axis="x", length=0)
+    above.spines["top"].set_visible(False)
+
+
+def _add_dilation_legend(axes: Axes, overall: Mapping[Dilation, float]) -> None:
+    """Names, colours and overall shares of the dilations, in the order of the stacks; a note if there are none."""
+    if not overall:
+        axes.text(0.5, 0.5, "no convolution is changed", transform=axes.transAxes, ha="center")
+        return
+    handles = [
+        Patch(
+            facecolor=dilation_colour(d),
+            hatch=dilation_hatch(d),
+            edgecolor="white",
+            linewidth=0,
+            label=f"{dilation_name(d)}  ({overall[d]:.0%})",
+        )
+        for d in overall
+    ]
+    axes.legend(
+        handles=handles[::-1],
+        title="dilation\n(height×width)",
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.02),
+        frameon=False,
+        fontsize=9,
+        title_fontsize=9,
+        ncols=_legend_columns(overall),
+    )
+
+
+def _legend_columns(overall: Mapping[Dilation, float]) -> int:
+    return max(1, -(-len(overall) // LEGEND_ROWS))
