@@ -2,42 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...detection.metrics import Metrics
+from ...detection.models.config import DetectorConfig
 from ...genotype.genotype import Genotype
 from ...version import __version__
+from ..config import SearchConfig
 from ..space import SPACES
-from ..supernet.build import entropy, is_tied
-
-if TYPE_CHECKING:
-    from .searcher import Searcher
+from ..supernet.build import is_tied
 
 
-def describe_search(searcher: Searcher, genotype: Genotype, metrics: Metrics | None) -> dict[str, Any]:
-    """Provenance of the genotype that a search found.
+@dataclass(frozen=True, kw_only=True)
+class SearchFacts:
+    """What a search knows of itself at its end.
+
+    Attributes:
+        config: its options.
+        command: how it was started.
+        detector: of what the backbone was searched.
+        tag: of the weights, where they are timm's.
+        images: in the split that was searched on.
+        images_per_step: over all processes.
+        entropy: of alpha, relative to uniform; None in sensitivity mode.
+        trials: what `Trials.describe` says; empty in the modes with an alpha.
+    """
+
+    config: SearchConfig
+    command: str
+    detector: DetectorConfig
+    tag: str | None
+    images: int
+    images_per_step: int
+    entropy: float | None
+    trials: Mapping[str, Any]
+
+
+def describe_search(facts: SearchFacts, genotype: Genotype, metrics: Metrics | None) -> dict[str, Any]:
+    """Provenance of the genotype that a search found, as plain data.
 
     Args:
-        searcher: the search, at its end.
+        facts: of the search, at its end.
         genotype: what it found.
         metrics: of the decoded network on the validation split, if it was evaluated.
+
+    Example:
+        provenance = describe_search(facts, genotype, metrics=None)
+        replace(genotype, provenance=provenance).save("genotype.json")
     """
-    config = searcher.config
+    config = facts.config
     return {
         "method": config.mode,
-        **_space(searcher),
-        **_schedule(searcher),
+        **_space(config),
+        **_schedule(facts),
         "seed": config.seed,
         "version": __version__,
-        "command": searcher.command,
-        "metrics": _metrics(searcher, genotype, metrics),
+        "command": facts.command,
+        "metrics": _metrics(facts, genotype, metrics),
         "note": config.note,
     }
 
 
-def _space(searcher: Searcher) -> dict[str, Any]:
-    config = searcher.config
+def _space(config: SearchConfig) -> dict[str, Any]:
     size = {"groups": config.groups} if config.groups else {"channels_per_group": config.channels_per_group}
     limits = {"max_dilations": config.max_dilations, "costs": config.costs and Path(config.costs).name}
     weights = {"cost_weight": config.cost_weight, "cost_loss": config.cost_loss}
@@ -50,34 +79,29 @@ def _space(searcher: Searcher) -> dict[str, Any]:
     }
 
 
-def _schedule(searcher: Searcher) -> dict[str, Any]:
-    config, detector = searcher.config, searcher.plain_detector.config
+def _schedule(facts: SearchFacts) -> dict[str, Any]:
+    config, detector = facts.config, facts.detector
     name = f"{detector.framework}, short side {detector.min_size}, fpn {detector.fpn_channels}"
-    dataset = f"{Path(config.data).name} {config.train_split}, {len(searcher.data)} images"
+    dataset = f"{Path(config.data).name} {config.train_split}, {facts.images} images"
+    if config.detector is None and config.weights == "pretrained":
+        weights = facts.tag
+    else:
+        weights = config.detector or config.weights
+        weights = weights and Path(weights).name
     return {
-        **({} if searcher.trials else {"level": config.level}),
+        **({} if facts.trials else {"level": config.level}),
         "dataset": dataset + (", transposed" if config.transpose else ""),
-        "weights": _weights(searcher),
+        "weights": weights,
         "detector": name if config.detector is None else f"{name}, trained: {Path(config.detector).name}",
         "epochs": config.epochs,
-        **(searcher.trials.describe() if searcher.trials else {"alpha_start": config.alpha_start}),
-        "images_per_step": searcher.images_per_step,
+        **(facts.trials or {"alpha_start": config.alpha_start}),
+        "images_per_step": facts.images_per_step,
     }
 
 
-def _weights(searcher: Searcher) -> str | None:
-    config = searcher.config
-    if config.detector is not None:
-        return Path(config.detector).name
-    if config.weights == "pretrained":
-        return searcher.body.pretrained_cfg.get("tag")
-    return None if config.weights is None else Path(config.weights).name
-
-
-def _metrics(searcher: Searcher, genotype: Genotype, metrics: Metrics | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"share_changed": round(genotype.share_changed(), 4)}
-    if searcher.trials is None:
-        found = {"entropy": round(entropy(searcher.searched.values()), 4), **found}
+def _metrics(facts: SearchFacts, genotype: Genotype, metrics: Metrics | None) -> dict[str, Any]:
+    found: dict[str, Any] = {} if facts.entropy is None else {"entropy": round(facts.entropy, 4)}
+    found["share_changed"] = round(genotype.share_changed(), 4)
     if metrics is not None:
-        found[f"AP on {searcher.config.val_split} before retraining"] = metrics.ap
+        found[f"AP on {facts.config.val_split} before retraining"] = metrics.ap
     return found

@@ -1,5 +1,6 @@
 """The search run: weights and alpha in turn, or weights and then trials of changes; resumable, on accelerate."""
 
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from ...detection.metrics import Metrics
 from ...detection.models.create import resized_batches
 from ...detection.runs.facts import report_data
 from ...detection.runs.folder import RunError, pack_optimizer, unpack_optimizer
-from ...detection.runs.loop import EpochLoader, ResumableLoop, cosine, set_lr
+from ...detection.runs.loop import EpochLoader, ResumableLoop, StopRequest, cosine, set_lr
 from ...detection.runs.setup import (
     calibration_batches,
     create_accelerator,
@@ -40,9 +41,9 @@ from ..supernet.build import (
     share_changed,
 )
 from ..supernet.decode import decode, decode_network
-from ..supernet.searched_conv import SearchedConv2d
-from .provenance import describe_search
-from .start import create_search_detector, open_search_split, split_for_search
+from ..supernet.searched_conv import SearchedConv2d, SensitivityConv2d
+from .provenance import SearchFacts, describe_search
+from .start import create_search_detector, held_back, open_search_split, seeded_order, split_for_search
 from .trials import Trials
 
 # What pairs of candidates are drawn for; each has random numbers of its own.
@@ -90,7 +91,7 @@ class Searcher(ResumableLoop):
         self.detector, self.weight_optimizer, self.alpha_optimizer = accelerator.prepare(
             detector, create_weight_optimizer(config, self.weights), create_alpha_optimizer(config, alphas)
         )
-        self.trials = Trials(self) if config.mode == "sensitivity" else None
+        self.trials = self._create_trials() if config.mode == "sensitivity" else None
         self.warnings: list[str] = []
 
     def _build_supernet(self, body: nn.Module, space: SearchSpace) -> None:
@@ -106,6 +107,23 @@ class Searcher(ResumableLoop):
             body, convs, config.groups, config.channels_per_group, config.mode, config.kernels, config.norm
         )
 
+    def _create_trials(self) -> Trials:
+        config, drawn = self.config, self.loaders[0].dataset
+        plain = open_search_split(config, config.train_split)  # not mirrored: their losses are compared with each other
+        order = seeded_order(len(drawn), config.seed)
+        return Trials(
+            self.plain_detector,
+            {self.names[name]: conv for name, conv in self.searched.items() if isinstance(conv, SensitivityConv2d)},
+            drawn.select(sorted(order[: config.score_images])),
+            held_back(plain, config),
+            self.accelerator,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            calibrate=self.calibrate if config.norm == "calibrated" else None,
+            max_dilations=config.max_dilations,
+            max_rounds=config.max_rounds,
+        )
+
     @property
     def body(self) -> nn.Module:
         """The supernet."""
@@ -115,8 +133,18 @@ class Searcher(ResumableLoop):
         """Decode, and write the genotype, its provenance and the report."""
         self._set_temperature()
         if self.trials is not None:
-            self.trials.run()
+            self._run_trials(self.trials)
         return self._finish()
+
+    def _run_trials(self, trials: Trials) -> None:
+        """A trial counts as a step, with a checkpoint behind it."""
+        with StopRequest() as stop, closing(trials.records()) as records:
+            for record in records:
+                self.step += "trial" in record
+                self.log(record)
+                if "trial" in record:
+                    self.checkpoint()
+                    self.stop_if_asked(stop)
 
     def epoch_loaders(self) -> list[EpochLoader]:
         """While alpha is frozen, its half of the images is not needed."""
@@ -250,7 +278,7 @@ class Searcher(ResumableLoop):
         genotype = decode(self.searched, self.architecture, {}, self._choose, self.names)
         genotype = self._with_gains(genotype)
         metrics = self._evaluate_decoded()
-        provenance = {**genotype.provenance, **describe_search(self, genotype, metrics)}
+        provenance = {**genotype.provenance, **describe_search(self._facts(), genotype, metrics)}
         genotype = replace(genotype, provenance=provenance)
         if self.accelerator.is_main_process:
             genotype.save(self.folder.path / "genotype.json")
@@ -258,6 +286,18 @@ class Searcher(ResumableLoop):
             self.warnings = write_report(self.folder.path, genotype, candidates)
         self.accelerator.wait_for_everyone()
         return genotype
+
+    def _facts(self) -> SearchFacts:
+        return SearchFacts(
+            config=self.config,
+            command=self.command,
+            detector=self.plain_detector.config,
+            tag=self.body.pretrained_cfg.get("tag"),
+            images=len(self.data),
+            images_per_step=self.images_per_step,
+            entropy=None if self.trials else entropy(self.searched.values()),
+            trials=self.trials.describe() if self.trials else {},
+        )
 
     def _by_genotype_name(self) -> dict[str, SearchedConv2d]:
         return {self.names[name]: conv for name, conv in self.searched.items()}
