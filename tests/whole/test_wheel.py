@@ -71,7 +71,7 @@ def source(tmp_path_factory) -> Path:
     for pattern in FILES:
         for file in ROOT.glob(pattern):
             shutil.copy(file, path)
-    (path / "nats_zoo" / "genotypes" / "probe.json").write_text(json.dumps(GENOTYPE))
+    (path / "nats_zoo" / "genotype" / "published" / "probe.json").write_text(json.dumps(GENOTYPE))
     return path
 
 
@@ -140,7 +140,9 @@ def test_the_installed_wheel_works_from_another_folder(source, wheel, tmp_path):
     found = json.loads(last)
     places = ("nats_zoo", "nats_zoo/detection", "nats_zoo/search")
     assert found["files"] == [str(target / place / "__init__.py") for place in places]
-    assert found["genotypes"] == sorted(path.stem for path in (source / "nats_zoo" / "genotypes").iterdir())
+    assert found["genotypes"] == sorted(
+        path.stem for path in (source / "nats_zoo" / "genotype" / "published").iterdir()
+    )
     assert f"-{found['version']}-" in wheel.name
     assert "nats = nats_zoo.cli:main" in next(target.glob("nats_zoo-*.dist-info/entry_points.txt")).read_text()
     assert found["codes"] == [0, 0]
