@@ -35,7 +35,7 @@ class SearchConfig(RunConfig):
         level: 'bilevel': one half of the images updates the weights, the other alpha, in turn; 'single': every image
             updates both, for small data sets.
         epochs: times through the images that update the weights; null: 25; in sensitivity mode, where they come before
-            the scoring, 1, or 0 with a detector.
+            the scoring, 1, or 0 with init.
         alpha_start: epochs during which alpha is frozen.
         lr_per_image: first learning rate of the weights, multiplied by the images of a step (over all processes).
         final_lr_per_image: the last one; cosine in between.
@@ -52,8 +52,10 @@ class SearchConfig(RunConfig):
             candidates are chosen.
         cost_loss: weight of the expected time, relative to the plain network's, in the loss.
         calibrate_gains: give runs gains with which the weights' batch norm statistics fit other dilations.
-        detector: folder or Hub repository of a trained detector to start from, its heads included; the backbone,
-            framework, sizes and anchors are then its own.
+        init: folder or Hub repository (org/name, org/name@revision) of a trained plain detector to begin with, its
+            heads included, as `nats train --init` takes it: its config stands for the options that are left out.
+        freeze_weights: keep all weights as init brings them: alpha alone moves, read by heads that know the task. For
+            small budgets, with level single.
         score_images: images on which candidates are scored, in sensitivity mode.
         held_back_images: training images, used for nothing else, whose loss decides whether changes are kept, in
             sensitivity mode.
@@ -88,7 +90,8 @@ class SearchConfig(RunConfig):
     cost_weight: float = 0.0
     cost_loss: float = 0.0
     calibrate_gains: bool = False
-    detector: str | None = None
+    init: str | None = None
+    freeze_weights: bool = False
     score_images: int = 64
     held_back_images: int = 64
     max_rounds: int = 10
@@ -110,7 +113,7 @@ class SearchConfig(RunConfig):
 
     def _check_schedule(self) -> None:
         if self.mode == "sensitivity":
-            least = 0 if self.detector else 1  # it scores what has been trained
+            least = 0 if self.init else 1  # it scores what has been trained
             self.epochs = least if self.epochs is None else self.epochs
             check_at_least(least, epochs=self.epochs)
             check_at_least(1, score_images=self.score_images, held_back_images=self.held_back_images)
@@ -125,8 +128,14 @@ class SearchConfig(RunConfig):
                 raise SearchError(f"{name}: expected more than 0, found {value}")
 
     def _check_start(self) -> None:
-        if self.weights is None and self.detector is None:
+        if self.weights is None and self.init is None:
             raise SearchError("weights: the search reuses a pretrained backbone, null can not be searched")
+        if self.freeze_weights and self.mode == "sensitivity":
+            raise SearchError("freeze_weights: is for the modes with an alpha; in sensitivity mode, leave it out")
+        if self.freeze_weights and self.init is None:
+            raise SearchError("freeze_weights: needs heads that know the task, expected --init DETECTOR, found none")
+        if self.freeze_weights and self.level != "single":
+            raise SearchError(f"freeze_weights: no images are for the weights, expected level single, found {self.level}")
         if self.backbone.startswith(VARIANT_PREFIX):
             raise SearchError(f"backbone: the search begins from a plain network, not from {self.backbone}")
 

@@ -1,7 +1,7 @@
 """Training that begins with a whole trained detector: what it brings, and which classes its head keeps."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...base.errors import NatsError
+from ...folders.find_genotype import find_genotype
 from ...hub.client import resolve_folder, split_revision
 from ..models.config import DetectorConfig
-from ..models.create import build_detector
+from ..models.backbone import create_body
+from ..models.create import assemble, build_detector, freeze, recalibrate_backbone
 from ..models.folder import from_pretrained, read_detector_config
 from ..runs.config import RunConfig
 
@@ -43,17 +45,23 @@ class InitialDetector:
     kept: Mapping[int, int]
     folder: Path | None = None
 
-    def create(self) -> nn.Module:
+    def create(self, calibration: Iterable | None = None) -> nn.Module:
         """The detector, with the weights; of a run that goes on with random ones, to load the checkpoint into.
+
+        Args:
+            calibration: batches as `create_detector` takes them, for batch norms that have to fit another genotype.
 
         Raises:
             NatsError: weights of another genotype, or that do not fit the config.
         """
-        detector = build_detector(self.config)
-        if self.folder is not None:
-            source = from_pretrained(self.folder).state_dict()
-            detector.load_state_dict(_take_over(detector.state_dict(), source, self.config, self.kept))
-        return detector
+        if self.folder is None:
+            return build_detector(self.config)
+        detector = assemble(self.config, create_body(self.config.backbone, self.config.genotype))
+        source = from_pretrained(self.folder).state_dict()
+        detector.load_state_dict(_take_over(detector.state_dict(), source, self.config, self.kept))
+        if calibration is not None:
+            recalibrate_backbone(detector, calibration)
+        return freeze(detector)
 
     def line(self) -> str:
         """What is taken over, in one line."""
@@ -92,6 +100,9 @@ def find_initial(init: str, config: RunConfig) -> InitialDetector:
     origin = read_detector_config(folder)
     _check_options(init, origin, config)
     changed = {name: getattr(config, name) for name in FREE_OPTIONS if not _is_default(config, name)}
+    genotype = getattr(config, "genotype", None)
+    if genotype is not None:
+        changed["genotype"] = find_genotype(genotype).to_dict()
     return InitialDetector(_pinned(init, folder), replace(origin, **changed), {}, folder)
 
 
@@ -116,12 +127,11 @@ def _check_options(init: str, origin: DetectorConfig, config: RunConfig) -> None
         asked, own = getattr(config, name), getattr(origin, name)
         if not _is_default(config, name) and asked != own:
             raise NatsError(f"{name}: the detector of --init, {init}, has {own!r}, found {asked!r}; leave it out")
-    for name in ("genotype", "weights"):
-        if not _is_default(config, name):
-            raise NatsError(
-                f"{name}: the detector of --init, {init}, brings its own, found {getattr(config, name)!r}; leave it"
-                " out, or give --weights instead of --init, which takes the backbone's weights alone"
-            )
+    if not _is_default(config, "weights"):
+        raise NatsError(
+            f"weights: the detector of --init, {init}, brings its own, found {config.weights!r}; leave it"
+            " out, or give --weights instead of --init, which takes the backbone's weights alone"
+        )
 
 
 def _is_default(config: RunConfig, name: str) -> bool:

@@ -22,6 +22,7 @@ from ..runs.facts import describe_run, report_data
 from ..runs.folder import STATE_NAME, RunError, RunFolder, pack_optimizer, read_state, unpack_optimizer
 from ..runs.loop import EpochLoader, ResumableLoop, cosine, set_lr, warmup_factor
 from ..runs.setup import (
+    calibration_batches,
     check_norm,
     create_accelerator,
     create_run_detector,
@@ -82,7 +83,8 @@ class Trainer(ResumableLoop):
             self.initial = with_classes(self.initial, data.classes, data.category_ids)
         check_norm(self.initial.config.norm, self.accelerator)
         torch.manual_seed(config.seed)
-        detector = self.initial.create()
+        regrouped = config.genotype is not None and config.calibration_images
+        detector = self.initial.create(calibration_batches(data, config) if regrouped else None)
         synchronise_norms(detector, self.accelerator)
         return in_memory_format(detector, config)
 

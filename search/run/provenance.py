@@ -83,16 +83,17 @@ def _schedule(facts: SearchFacts) -> dict[str, Any]:
     config, detector = facts.config, facts.detector
     name = f"{detector.framework}, short side {detector.min_size}, fpn {detector.fpn_channels}"
     dataset = f"{Path(config.data).name} {config.train_split}, {facts.images} images"
-    if config.detector is None and config.weights == "pretrained":
+    if config.init is None and config.weights == "pretrained":
         weights = facts.tag
     else:
-        weights = config.detector or config.weights
+        weights = config.init or config.weights
         weights = weights and Path(weights).name
     return {
         **({} if facts.trials else {"level": config.level}),
         "dataset": dataset + (", transposed" if config.transpose else ""),
         "weights": weights,
-        "detector": name if config.detector is None else f"{name}, trained: {Path(config.detector).name}",
+        "detector": name if config.init is None else f"{name}, trained: {Path(config.init).name}",
+        **({"freeze_weights": True} if config.freeze_weights else {}),
         "epochs": config.epochs,
         **(facts.trials or {"alpha_start": config.alpha_start}),
         "images_per_step": facts.images_per_step,

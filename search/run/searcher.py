@@ -88,6 +88,8 @@ class Searcher(ResumableLoop):
         detector = create_search_detector(config, self.data, accelerator)
         self._build_supernet(detector.backbone.body, space)
         self.weights, alphas = split_parameters(detector)
+        for weight in self.weights if config.freeze_weights else ():
+            weight.requires_grad_(False)
         self.detector, self.weight_optimizer, self.alpha_optimizer = accelerator.prepare(
             detector, create_weight_optimizer(config, self.weights), create_alpha_optimizer(config, alphas)
         )
@@ -179,8 +181,9 @@ class Searcher(ResumableLoop):
         if alpha_moves and is_single:
             # Before clipping: in fp16 that unscales alpha's gradient too, and alpha's step would do it again.
             self.alpha_optimizer.step()
-        self.clip(self.weights, config.clip_grad)
-        self.weight_optimizer.step()
+        if not config.freeze_weights:
+            self.clip(self.weights, config.clip_grad)
+            self.weight_optimizer.step()
         if alpha_moves and not is_single:
             self._zero_grad()
             record["alpha_loss"] = self._backward(batches[1], FOR_ALPHA, moves_alpha=True)

@@ -1,16 +1,16 @@
 """What a search begins with: the detector, and which images are for what."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.layers import freeze_batch_norm_2d
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...detection.data.dataset import CocoDataset
-from ...detection.models.folder import from_pretrained, read_detector_config
+from ...detection.models.folder import read_detector_config
 from ...detection.runs.setup import create_run_detector, in_memory_format, open_split
+from ...detection.training.initial import find_initial, with_classes
 from ...hub.client import resolve_folder
 from ..config import SearchConfig
 from ..space import SearchError
@@ -22,7 +22,7 @@ def open_search_split(config: SearchConfig, split: str, transforms: Any = None) 
     Raises:
         NatsError: no such data or detector.
     """
-    masks = None if config.detector is None else read_detector_config(resolve_folder(config.detector)).masks
+    masks = None if config.init is None else read_detector_config(resolve_folder(config.init)).masks
     return open_split(config, split, transforms, masks)
 
 
@@ -35,23 +35,17 @@ def create_search_detector(config: SearchConfig, data: CocoDataset, accelerator:
         NatsError: no such detector, or one that does not fit the data or the config.
     """
     norm = "live" if config.norm == "live" else "frozen"
-    if config.detector is None:
+    if config.init is None:
         return create_run_detector(config, data, accelerator, norm=norm)
-    with accelerator.main_process_first():
-        detector = from_pretrained(config.detector)
-    found = detector.config
-    if found.genotype is not None:
-        raise SearchError(f"detector: {config.detector}: expected a plain backbone, found {found.backbone}")
-    if found.num_classes != len(data.classes) + 1:
-        raise SearchError(
-            f"detector: {config.detector}: has {found.num_classes - 1} classes, {data.annotations} {len(data.classes)}"
-        )
-    body = detector.backbone.body
-    has_live = any(isinstance(module, _BatchNorm) for module in body.modules())
-    if norm == "live" and not has_live:
-        raise SearchError(f"norm: the batch norms of {config.detector} are frozen, expected calibrated or frozen")
-    if norm == "frozen" and has_live:
-        detector.backbone.body = freeze_batch_norm_2d(body)
+    with accelerator.main_process_first():  # it downloads, the others find the files
+        initial = with_classes(find_initial(config.init, config), data.classes, data.category_ids)
+    if initial.config.genotype is not None:
+        raise SearchError(f"init: {config.init}: expected a plain backbone, found a regrouped {initial.config.backbone}")
+    missing = [name for label, name in enumerate(data.classes, 1) if label not in initial.kept]
+    if config.freeze_weights and missing:
+        raise SearchError(f"freeze_weights: {config.init} does not find the class {missing[0]} of {data.annotations}")
+    torch.manual_seed(config.seed)
+    detector = replace(initial, config=replace(initial.config, norm=norm)).create()
     return in_memory_format(detector, config)
 
 

@@ -147,14 +147,38 @@ def test_options_at_their_defaults_are_the_detectors_own_and_some_take_their_pla
         ({"backbone": "resnet18"}, "backbone: .* has 'test_resnet', found 'resnet18'"),
         ({"masks": True}, "masks: .* has False, found True"),
         ({"fpn_channels": 64}, "fpn_channels: .* has 32, found 64"),
-        ({"genotype": "mine.json"}, "genotype: .* brings its own, found 'mine.json'; leave it out, or give --weights"),
-        ({"weights": "org/name"}, "weights: .* brings its own, found 'org/name'"),
+        ({"weights": "org/name"}, "weights: .* brings its own, found 'org/name'; leave it out, or give --weights"),
+        ({"genotype": "mine.json"}, r"mine\.json: no published genotype"),
     ],
 )
 def test_options_that_contradict_the_detector_are_refused(saved, options, words):
     with pytest.raises(NatsError, match=words):
         begin(saved["fasterrcnn"], **options)
     begin(saved["fasterrcnn"], framework="fasterrcnn", backbone="test_resnet", fpn_channels=32)
+
+
+@pytest.mark.parametrize("norm", ["live", "frozen"])
+def test_a_trained_detector_takes_another_genotype_with_all_its_weights_and_recalibrated_norms(tmp_path, norm):
+    folder = make("fasterrcnn", tmp_path / "plain", genotype=None)
+    before = from_pretrained(folder).state_dict()
+    wide = Genotype("test_resnet", {name: [(48, 1, 3)] for name in ("layer2.0.conv1", "layer2.0.conv2")})
+    wide.save(tmp_path / "wide.json")
+    found = begin(folder, OLD, genotype=str(tmp_path / "wide.json"), norm=norm)
+    images = [[torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(seed))] for seed in range(4)]
+    regrouped = found.create(images)
+    after = regrouped.state_dict()
+    moved = {key for key in after if not torch.equal(after[key], before[key])}
+    assert moved
+    assert all(key.startswith("backbone.body") for key in moved)
+    assert {key.rpartition(".")[2] for key in moved} == {"running_mean", "running_var", "num_batches_tracked"}
+    assert regrouped.config.genotype["convs"] == wide.to_dict()["convs"]
+    assert regrouped.backbone.body.layer2[0].conv1.dilations == {(1, 3)}
+
+
+def test_a_genotype_of_another_network_does_not_fit(saved, tmp_path):
+    Genotype("resnet18", {"layer2.0.conv2": [(128, 1, 3)]}).save(tmp_path / "other.json")
+    with pytest.raises(NatsError, match="resnet18"):
+        begin(saved["fasterrcnn"], genotype=str(tmp_path / "other.json")).create()
 
 
 def test_a_backbone_is_no_detector_to_begin_with(tmp_path):
@@ -181,7 +205,7 @@ def nats(*words):
 TRAIN = ["train", "--init", "org/detector@v1", "--data", "data", "--output", "run", "--epochs", "2",
          "--batch_size", "4", "--workers", "0", "--lr_per_image", "0.0001", "--warmup_steps", "1",
          "--checkpoint_every", "1"]
-SEARCH = ["search", "--detector", "org/plain", "--data", "data", "--output", "found", "--mode", "sensitivity",
+SEARCH = ["search", "--init", "org/plain", "--data", "data", "--output", "found", "--mode", "sensitivity",
           "--epochs", "0", "--score_images", "2", "--held_back_images", "2", "--max_rounds", "1", "--workers", "0",
           "--calibration_images", "2", "--groups", "4"]
 """

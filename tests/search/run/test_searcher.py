@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
-from nats_zoo import Genotype, RegroupedConv2d, __version__
+from nats_zoo import Genotype, NatsError, RegroupedConv2d, __version__
 from nats_zoo.cli import commands as cli
-from nats_zoo.detection import CocoDataset, TrainConfig, Trainer
+from nats_zoo.detection import CocoDataset, TrainConfig, Trainer, create_detector, from_pretrained, save_detector
 from nats_zoo.detection.data.drawn import draw_dataset
 from nats_zoo.search import SPACES, SearchConfig, Searcher, SearchError
 from nats_zoo.search.choosing.cost import ConvCost, CostTable
@@ -710,9 +710,10 @@ def trained(options, tmp_path_factory):
 
 def test_a_sensitivity_search_starts_from_a_trained_detector_and_lowers_its_held_back_loss(options, trained, tmp_path):
     chosen = options(
-        tmp_path / "run", mode="sensitivity", detector=str(trained), epochs=0, space="C", score_images=4,
-        held_back_images=3, min_size=999,  # the detector's own size counts
+        tmp_path / "run", mode="sensitivity", init=str(trained), epochs=0, space="C", score_images=4, held_back_images=3,
+        min_size=72,
     )  # fmt: skip
+    del chosen["weights"]
     search(chosen)
     trials = records(chosen, "trial")
     assert trials
@@ -720,11 +721,51 @@ def test_a_sensitivity_search_starts_from_a_trained_detector_and_lowers_its_held
     found = genotype(chosen)
     assert found.provenance["method"] == "sensitivity"
     assert found.provenance["weights"] == "model"
-    assert "short side 64" in found.provenance["detector"]
+    assert "short side 72" in found.provenance["detector"]  # the option stands above the detector's own
     assert found.provenance["trials"] == len(trials)
     assert (found.share_changed() > 0) == any(t["accepted"] for t in trials)
     assert len(records(chosen, "scores")) == found.provenance["rounds"] + (not trials[-1]["accepted"])
     assert os.path.exists(f"{chosen['output']}/report/predictions.png")
+
+
+def test_a_frozen_search_moves_alpha_alone_and_goes_on_where_it_stopped(options, trained, tmp_path, monkeypatch):
+    chosen = options(
+        tmp_path / "run", mode="sampled", level="single", init=str(trained), freeze_weights=True, epochs=2, alpha_start=0,
+        alpha_lr=0.1, checkpoint_every=3,
+    )  # fmt: skip
+    del chosen["weights"], chosen["anchor_sizes"]
+    before = from_pretrained(trained).state_dict()
+    step = Searcher.train_step
+    monkeypatch.setattr(Searcher, "train_step", lambda self, *batches: step(self, *batches) if self.step < 5 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Searcher(SearchConfig(**chosen)).run()
+    monkeypatch.undo()
+    search({**chosen, "resume": True})
+    again = {**chosen, "output": str(tmp_path / "again")}
+    search(again)
+    assert records(chosen, "alpha")[-1]["alpha"] == records(again, "alpha")[-1]["alpha"]
+    after = load_file(max((tmp_path / "run" / "checkpoints").iterdir()) / "model.safetensors")
+    compared = [key for key in after if key.endswith("weight") and key in before]
+    assert len(compared) > 10
+    assert all(torch.equal(after[key], before[key]) for key in compared)
+    found = genotype(chosen)
+    assert found.share_changed() > 0
+    assert found.provenance["freeze_weights"] is True
+    assert found.provenance["weights"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"init": None}, "needs heads that know the task, expected --init DETECTOR, found none"),
+        ({"level": "bilevel"}, "no images are for the weights, expected level single, found bilevel"),
+        ({"mode": "sensitivity"}, "is for the modes with an alpha; in sensitivity mode, leave it out"),
+    ],
+)
+def test_weights_can_only_be_frozen_where_that_makes_sense(changes, words):
+    options = {"data": "data", "output": "run", "init": "model", "level": "single", "freeze_weights": True, **changes}
+    with pytest.raises(SearchError, match=f"freeze_weights: {words}"):
+        SearchConfig(**options)
 
 
 def test_a_detector_that_does_not_fit_is_refused(options, trained, tmp_path, searcher):
@@ -733,7 +774,13 @@ def test_a_detector_that_does_not_fit_is_refused(options, trained, tmp_path, sea
     content = json.loads(path.read_text())
     content["categories"].append({"id": 99, "name": "another"})
     path.write_text(json.dumps(content))
-    with pytest.raises(SearchError, match=r"detector: .*model: has 3 classes, .*instances_train.json 4"):
-        searcher(detector=str(trained), data=str(other))
-    with pytest.raises(SearchError, match=r"norm: the batch norms of .*model are frozen"):
-        searcher(detector=str(trained), norm="live")
+    frozen = {"init": str(trained), "weights": "pretrained", "freeze_weights": True, "level": "single"}
+    frozen["anchor_sizes"] = None
+    with pytest.raises(SearchError, match=r"freeze_weights: .*model does not find the class another of .*_train.json"):
+        searcher(**frozen, data=str(other))
+    with pytest.raises(NatsError, match="fpn_channels: the detector of --init, .*, has 16, found 32"):
+        searcher(**frozen, fpn_channels=32)
+    regrouped = tmp_path / "regrouped"
+    save_detector(create_detector("fasterrcnn", "nats_resnet18", 4, weights=None, fpn_channels=16), regrouped)
+    with pytest.raises(SearchError, match="init: .*regrouped: expected a plain backbone, found a regrouped nats_resnet18"):
+        Searcher(SearchConfig(data=str(other), output=str(tmp_path / "run"), init=str(regrouped)))
