@@ -135,7 +135,7 @@ class SearchConfig(RunConfig):
         if self.freeze_weights and self.init is None:
             raise SearchError("freeze_weights: needs heads that know the task, expected --init DETECTOR, found none")
         if self.freeze_weights and self.level != "single":
-            raise SearchError(f"freeze_weights: no images are for the weights, expected level single, found {self.level}")
+            raise SearchError(f"freeze_weights: no image is for the weights, expected level single, found {self.level}")
         if self.backbone.startswith(VARIANT_PREFIX):
             raise SearchError(f"backbone: the search begins from a plain network, not from {self.backbone}")
 

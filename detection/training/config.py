@@ -18,10 +18,11 @@ class TrainConfig(RunConfig):
     Args:
         init: folder or Hub repository (org/name, org/name@revision) of a trained detector to go on from: all of it,
             and its class head for the classes that have the same name in the data. Its config then stands for
-            framework, backbone, masks, anchor_sizes and the sizes of the heads, which can not be changed. Its min_size, max_size, trainable_layers, norm, roi_samples, score_thresh, nms_thresh and detections can: they hold as
-            far as these options are left at their defaults. So can its genotype: all weights stay, the convolutions
-            take their new dilations, and the backbone's batch norms are recalibrated on calibration_images. weights are
-            not needed.
+            framework, backbone, masks, anchor_sizes and the sizes of the heads, which can not be changed. Its min_size,
+            max_size, trainable_layers, norm, roi_samples, score_thresh, nms_thresh and detections can: they hold as far
+            as these options are left at their defaults. So can its genotype: all weights stay, the convolutions take
+            their new dilations, and the backbone's batch norms are recalibrated on calibration_images. weights are not
+            needed.
         genotype: what the variant runs: a published name, a file, the folder of a search, or the Hub repository of a
             genotype or model (hf-hub:org/name); null: the variant's default, or what the detector of init has.
         norm: batch norm of the backbone, 'frozen', 'live', or 'sync': live, with statistics over all processes, on

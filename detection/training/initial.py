@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ...base.errors import NatsError
 from ...folders.find_genotype import find_genotype
 from ...hub.client import resolve_folder, split_revision
-from ..models.config import DetectorConfig
 from ..models.backbone import create_body
+from ..models.config import DetectorConfig
 from ..models.create import assemble, build_detector, freeze, recalibrate_backbone
 from ..models.folder import from_pretrained, read_detector_config
 from ..runs.config import RunConfig

@@ -40,7 +40,9 @@ def create_search_detector(config: SearchConfig, data: CocoDataset, accelerator:
     with accelerator.main_process_first():  # it downloads, the others find the files
         initial = with_classes(find_initial(config.init, config), data.classes, data.category_ids)
     if initial.config.genotype is not None:
-        raise SearchError(f"init: {config.init}: expected a plain backbone, found a regrouped {initial.config.backbone}")
+        raise SearchError(
+            f"init: {config.init}: expected a plain backbone, found {initial.config.backbone} with a genotype"
+        )
     missing = [name for label, name in enumerate(data.classes, 1) if label not in initial.kept]
     if config.freeze_weights and missing:
         raise SearchError(f"freeze_weights: {config.init} does not find the class {missing[0]} of {data.annotations}")

@@ -710,8 +710,8 @@ def trained(options, tmp_path_factory):
 
 def test_a_sensitivity_search_starts_from_a_trained_detector_and_lowers_its_held_back_loss(options, trained, tmp_path):
     chosen = options(
-        tmp_path / "run", mode="sensitivity", init=str(trained), epochs=0, space="C", score_images=4, held_back_images=3,
-        min_size=72,
+        tmp_path / "run", mode="sensitivity", init=str(trained), epochs=0, space="C", score_images=4,
+        held_back_images=3, min_size=72,
     )  # fmt: skip
     del chosen["weights"]
     search(chosen)
@@ -730,8 +730,8 @@ def test_a_sensitivity_search_starts_from_a_trained_detector_and_lowers_its_held
 
 def test_a_frozen_search_moves_alpha_alone_and_goes_on_where_it_stopped(options, trained, tmp_path, monkeypatch):
     chosen = options(
-        tmp_path / "run", mode="sampled", level="single", init=str(trained), freeze_weights=True, epochs=2, alpha_start=0,
-        alpha_lr=0.1, checkpoint_every=3,
+        tmp_path / "run", mode="sampled", level="single", init=str(trained), freeze_weights=True, epochs=2,
+        alpha_start=0, alpha_lr=0.1, checkpoint_every=3,
     )  # fmt: skip
     del chosen["weights"], chosen["anchor_sizes"]
     before = from_pretrained(trained).state_dict()
@@ -758,7 +758,7 @@ def test_a_frozen_search_moves_alpha_alone_and_goes_on_where_it_stopped(options,
     ("changes", "words"),
     [
         ({"init": None}, "needs heads that know the task, expected --init DETECTOR, found none"),
-        ({"level": "bilevel"}, "no images are for the weights, expected level single, found bilevel"),
+        ({"level": "bilevel"}, "no image is for the weights, expected level single, found bilevel"),
         ({"mode": "sensitivity"}, "is for the modes with an alpha; in sensitivity mode, leave it out"),
     ],
 )
@@ -778,9 +778,9 @@ def test_a_detector_that_does_not_fit_is_refused(options, trained, tmp_path, sea
     frozen["anchor_sizes"] = None
     with pytest.raises(SearchError, match=r"freeze_weights: .*model does not find the class another of .*_train.json"):
         searcher(**frozen, data=str(other))
-    with pytest.raises(NatsError, match="fpn_channels: the detector of --init, .*, has 16, found 32"):
+    with pytest.raises(NatsError, match=r"fpn_channels: the detector of --init, .*, has 16, found 32"):
         searcher(**frozen, fpn_channels=32)
     regrouped = tmp_path / "regrouped"
     save_detector(create_detector("fasterrcnn", "nats_resnet18", 4, weights=None, fpn_channels=16), regrouped)
-    with pytest.raises(SearchError, match="init: .*regrouped: expected a plain backbone, found a regrouped nats_resnet18"):
+    with pytest.raises(SearchError, match=r"init: .*: expected a plain backbone, found nats_resnet18 with"):
         Searcher(SearchConfig(data=str(other), output=str(tmp_path / "run"), init=str(regrouped)))
