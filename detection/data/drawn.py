@@ -101,7 +101,7 @@ def draw_dataset(
     if not root.exists():
         with atomic_folder(root) as folder:
             _write(folder, parameters)
-    _check_drawn_with(root, parameters)
+    check_drawn_with(root, parameters)
     return root
 
 
@@ -200,7 +200,8 @@ def _annotation(number: int, image_id: int, item: DrawnObject, mask: np.ndarray,
     }
 
 
-def _check_drawn_with(root: Path, parameters: dict[str, Any]) -> None:
+def check_drawn_with(root: Path, parameters: dict[str, Any]) -> None:
+    """NatsError for a folder that was not drawn with these parameters."""
     try:
         found = read_json(root / "drawn.json")
     except NatsError as error:

@@ -647,7 +647,7 @@ def recipes(names: list[str], output: str) -> None:
 
 
 def demo(output: str = "demo", seed: int = 0) -> None:
-    """Search and train on a drawn data set: minutes on two CPU cores, no download.
+    """Show on drawn images what dilations do for a detector: minutes on two CPU cores, no download.
 
     Args:
         output: folder for the data, the runs and the pictures; a demo that was stopped goes on there.

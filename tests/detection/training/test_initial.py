@@ -170,7 +170,7 @@ def test_a_trained_detector_takes_another_genotype_with_all_its_weights_and_reca
     moved = {key for key in after if not torch.equal(after[key], before[key])}
     assert moved
     assert all(key.startswith("backbone.body") for key in moved)
-    assert {key.rpartition(".")[2] for key in moved} == {"running_mean", "running_var", "num_batches_tracked"}
+    assert {key.rpartition(".")[2] for key in moved} - {"num_batches_tracked"} == {"running_mean", "running_var"}
     assert regrouped.config.genotype["convs"] == wide.to_dict()["convs"]
     assert regrouped.backbone.body.layer2[0].conv1.dilations == {(1, 3)}
 
