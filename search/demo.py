@@ -8,6 +8,7 @@ Pretraining, which stands for ImageNet's, sees an easy version, where the tell-t
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import Interrupted
 from ..base.files import write_text
 from ..detection.data.dataset import CocoDataset
 from ..detection.data.drawn import draw_dataset
@@ -17,7 +18,6 @@ from ..detection.metrics import Metrics
 from ..detection.models.folder import from_pretrained
 from ..detection.pictures.drawing import comparison_sheet, draw_detections
 from ..detection.prediction.predict import detect, draw_found, open_image
-from ..detection.runs.loop import Interrupted
 from ..detection.training.config import TrainConfig
 from ..detection.training.trainer import Trainer
 from ..genotype.genotype import Genotype
