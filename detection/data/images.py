@@ -14,7 +14,6 @@ from .defects import BadEntry
 
 ORIENTATION = 0x0112  # EXIF's tag
 TURNED = (5, 6, 7, 8)  # its values for images whose rows and columns change places for display
-pass  # MOVED
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 THREADS = 8  # headers are waited for, not computed

@@ -17,7 +17,7 @@ from ...folders.model_folder import read_config, write_folder_atomically
 from ...folders.weights_file import check_fingerprint, check_shapes, load_weights, save_weights
 from ...genotype.genotype import Genotype
 from ...hub.client import resolve_folder
-from ...pictures.genotype_chart import save_chart
+from ...pictures import save_chart
 from ...publishing.card import (
     CARD_CITATION,
     CARD_REPO,

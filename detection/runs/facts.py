@@ -22,8 +22,6 @@ from .config import RunConfig
 from .folder import RunFolder
 
 PRECISIONS = {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}
-pass  # MOVED
-pass  # MOVED
 
 
 def describe_run(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..base.errors import NatsError, redact
+from ..base.errors import Interrupted, NatsError, redact
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -70,7 +70,6 @@ def _run(name: str, arguments: list[str]) -> int:
 def _run_command(name: str, arguments: list[str]) -> int:
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from ..detection.runs.loop import Interrupted
     from ..detection.runs.processes import is_lost_process, lost_process_line
 
     parser = ArgumentParser(prog=f"nats {name}", description=COMMANDS[name].summary, exit_on_error=False)

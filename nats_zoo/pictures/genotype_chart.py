@@ -30,13 +30,6 @@ WIDE_RAMP = LinearSegmentedColormap.from_list("wide", ["#b5d3ff", "#2a6fdb", "#0
 TALL_RAMP = LinearSegmentedColormap.from_list("tall", ["#ffbf66", "#e0690c", "#611a00"])
 
 
-def save_chart(genotype: Genotype, path: str | os.PathLike) -> None:
-    """Draw the genotype for a model card."""
-    pass  # MOVED  # matplotlib is too slow to import for all who only load
-
-    genotype_chart(genotype, path)
-
-
 def genotype_chart(genotype: Genotype, path: str | os.PathLike) -> None:
     """Draw the share of each dilation in each convolution: one stacked bar per convolution, grouped by stage.
 

@@ -21,7 +21,7 @@ from ..folders.weights_file import save_weights
 from ..genotype.genotype import Genotype
 from ..genotype.provenance import genotype_origin
 from ..models.saved import check_backbone
-from ..pictures.genotype_chart import save_chart
+from ..pictures import save_chart
 from .card import (
     CARD_CITATION,
     CARD_REPO,

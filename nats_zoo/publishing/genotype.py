@@ -20,7 +20,7 @@ from ..folders.find_genotype import is_genotype_folder
 from ..folders.model_folder import leads_out, write_folder_atomically
 from ..genotype.genotype import Genotype
 from ..genotype.provenance import SEARCH_METHODS
-from ..pictures.genotype_chart import save_chart
+from ..pictures import save_chart
 from .card import (
     CARD_CITATION,
     CARD_REPO,

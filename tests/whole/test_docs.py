@@ -92,7 +92,7 @@ def test_the_code_blocks_run(page, hub, tmp_path):
         "TORCH_HOME": str(tmp_path / "torch"), "HTTPS_PROXY": nowhere, "https_proxy": nowhere,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }  # fmt: skip
-    command = [sys.executable, str(ROOT / "tests" / "snippets.py"), str(page), "--checkout", str(ROOT)]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "snippets.py"), str(page), "--checkout", str(ROOT)]
     done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
 
