@@ -68,13 +68,13 @@ def test_lines_say_which_stage_runs_and_what_is_left(capsys, tmp_path, monkeypat
     monkeypatch.setattr(stages.time, "monotonic", lambda: next(clock))
     done = tmp_path / "done"
     done.touch()
-    parts = [
-        ("first", 5, done),
-        ("second", 1, tmp_path / "a"),
-        ("third", 1, tmp_path / "b"),
-        ("last", 3, tmp_path / "c"),
-    ]
-    stages._run_stages([stages.Stage(*part, lambda: None) for part in [("first", 5, done), *todo]])
+    places = {
+        "first": (5, done),
+        "second": (1, tmp_path / "a"),
+        "third": (1, tmp_path / "b"),
+        "last": (3, tmp_path / "c"),
+    }
+    stages._run_stages([stages.Stage(title, *place, lambda: None) for title, place in places.items()])
     assert capsys.readouterr().out.splitlines() == [
         "[2/4] second",
         "[3/4] third, about 4 min left",
