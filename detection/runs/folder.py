@@ -102,7 +102,8 @@ class RunFolder:
         if not isinstance(before, dict):
             raise RunError(f"{path}: expected an object with the run's options")
         for key in sorted((config.keys() | before.keys()) - FREE_OPTIONS):
-            if before.get(key) != config.get(key):
+            is_new_and_off = key not in before and not config[key]  # it came with a later version
+            if before.get(key) != config.get(key) and not is_new_and_off:
                 name = key if key in config else short(key)  # the file may hold any key
                 was, now = _shown(before.get(key)), _shown(config.get(key))
                 raise RunError(f"{path}: the run was begun with {name}={was} and can not go on with {now}")
