@@ -29,7 +29,7 @@ ARMS = ("plain", "random", "nats")
 # Candidates in layer1 too: early layers carry the relation.
 SPACE = "".join(f"{stage}: [1, 2, 3, [1, 3], [3, 1]]\n" for stage in (1, 2, 3, 4))
 GROUPS = 4
-EPOCHS = 1  # of training on: 40 steps
+EPOCHS, WARMUP = 1, 10  # of training on: 40 steps, 10 of them with a growing learning rate
 DETECTOR: dict[str, Any] = {
     "fpn_channels": 32,
     "head_size": 64,
@@ -119,7 +119,7 @@ def _stages(folder: Path, seed: int) -> list[Stage]:
     def go_on(arm: str, genotype: Path | None) -> Callable[[], None]:
         def train() -> None:
             recipe = {**TRAINING, "init": str(detector), "min_size": LARGE, "max_size": LARGE, "backbone": NETWORK}
-            recipe |= {"genotype": genotype and str(genotype), "epochs": EPOCHS, "warmup_steps": 10}
+            recipe |= {"genotype": genotype and str(genotype), "epochs": EPOCHS, "warmup_steps": WARMUP}
             Trainer(TrainConfig(data=str(data), output=str(folder / arm), seed=seed, **COMMON, **recipe)).run()
 
         return train
