@@ -10,7 +10,7 @@ OUTPUT ?= demo
 .PHONY: help demo test lint types docs format clean
 
 help:
-	@echo "make demo    search and train on a drawn data set, about a quarter of an hour on two CPU cores (OUTPUT=$(OUTPUT))"
+	@echo "make demo    what dilations do for a detector, on drawn images: minutes on two CPU cores (OUTPUT=$(OUTPUT))"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and formatting"
 	@echo "make types   check type hints"

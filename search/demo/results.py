@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import box_convert, box_iou
 
 from ...base.files import read_json, write_json, write_text
@@ -29,6 +30,7 @@ SHOWN_IMAGES = 4
 ENLARGED = 2
 RIGHT, WRONG = "#56B4E9", "#D55E00"  # told apart with any colour vision
 TIMED_RUNS = 12
+SMOOTHED = 7  # pixels
 
 
 def evaluate_arms(folder: Path, arms: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -146,7 +148,11 @@ def _draw_answers(image: Image.Image, answers: Sequence[tuple], category_ids: Se
         draw.line([*(centre + 24 * way), *(tip - 10 * way)], fill=colour, width=5)
         corners = (tip, tip - 18 * way + 9 * across, tip - 18 * way - 9 * across)
         draw.polygon([tuple(corner) for corner in corners], colour)
-        draw.text((x, max(0.0, y - 22)), f"{DIRECTIONS[direction]} {row['score']:.2f}", fill=colour, font=load_font(18))
+        # On the side of the box that the arrow does not take, and inside the image.
+        below = way[1] < 0
+        place = min(max(0.0, x), canvas.width - 80.0), y + height + 2 if below else max(0.0, y - 24)
+        text = f"{DIRECTIONS[direction]} {row['score']:.2f}"
+        draw.text(place, text, colour, load_font(18), stroke_width=2, stroke_fill="black")
     return canvas
 
 
@@ -161,7 +167,8 @@ def draw_fields(detector: nn.Module, path: Path, level: int = 2) -> None:
     fields = plain_and_nats_fields(detector.backbone.body, size, level=level)
     for axes, title, field in zip(figure.subplots(1, 2), ("plain", "NATS"), fields, strict=True):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        reach = (field / field.max()).sqrt().numpy()
+        smooth = F.avg_pool2d(field[None], SMOOTHED, 1, SMOOTHED // 2)[0]
+        reach = ((smooth / smooth.max()) ** (1 / 3)).numpy()  # what is far is faint
         axes.imshow(reach, cmap="magma", alpha=np.clip(1.2 * reach, 0, 0.75))
         axes.set_title(f"{title}: where layer3 looks, the same weights", fontsize=10)
         axes.set_axis_off()

@@ -23,7 +23,7 @@ from .results import evaluate_arms, write_results
 NETWORK = "test_resnet"  # timm's smallest ResNet, 0.4 million parameters
 CLOSE, FAR = (18, 18), (54, 54)  # pixels from a bright blob to its partner
 SMALL, LARGE = 96, 192  # pixels, side of the images
-IMAGES = {"classifier": 8000, "small": 320, "train": 320, "test": 100}
+IMAGES = {"classifier": 8000, "small": 480, "train": 320, "test": 100}
 ARMS = ("plain", "random", "nats")
 
 # Candidates in layer1 too: early layers carry the relation.
@@ -105,7 +105,7 @@ def _stages(folder: Path, seed: int) -> list[Stage]:
         pretrain(classifier, NETWORK, IMAGES["classifier"], seed)
 
     def detect() -> None:
-        recipe = {**DETECTOR, **TRAINING, "weights": str(classifier), "epochs": 3, "warmup_steps": 20}
+        recipe = {**DETECTOR, **TRAINING, "weights": str(classifier), "epochs": 4, "warmup_steps": 20}
         Trainer(TrainConfig(data=str(small), output=str(detector.parent), seed=seed, **COMMON, **recipe)).run()
 
     def search() -> None:
@@ -128,11 +128,11 @@ def _stages(folder: Path, seed: int) -> list[Stage]:
     genotypes = {"plain": None, "random": random_genotype, "nats": genotype}
     return [
         Stage("drawing images", 3, random_genotype, draw),
-        Stage("pretraining a classifier on small images", 12, classifier, classify),
-        Stage("training a plain detector on small images", 12, detector, detect),
-        Stage("searching dilations for images in which the parts lie further apart", 28, genotype, search),
+        Stage("pretraining a classifier on small images", 11, classifier, classify),
+        Stage("training a plain detector on small images", 25, detector, detect),
+        Stage("searching dilations for images in which the parts lie further apart", 25, genotype, search),
         *(
-            Stage(f"training that detector on in the new images: {arm}", 12, folder / arm / "model", go_on(arm, given))
+            Stage(f"training that detector on in the new images: {arm}", 9, folder / arm / "model", go_on(arm, given))
             for arm, given in genotypes.items()
         ),
         Stage("evaluating and drawing pictures", 9, folder / "results.json", lambda: evaluate_arms(folder, ARMS)),
