@@ -1,24 +1,21 @@
 """The Hugging Face Hub's client: repositories and their revisions as users name them, and what is fetched of them."""
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, get_token, snapshot_download
+from huggingface_hub import HfApi, ModelInfo, constants, get_token, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from ..base.errors import NatsError
 from ..base.files import write_text
 from ..base.names import CONFIG_NAME, HUB_PREFIX, MODEL_FILES, WEIGHTS_NAME
-from .download import check_small_files, fetch_large_file
+from .download import check_files, fetch_file
 from .errors import CLIENT_ERRORS, LIBRARY, LOGIN, explain, hub_errors, retried
-
-COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def resolve_folder(
@@ -29,8 +26,8 @@ def resolve_folder(
 ) -> Path:
     """The local folder of a model: `source` itself if it is one, else a download from the Hub.
 
-    Downloads that were stopped go on where they ended. What is in the cache is not downloaded again, and is used as it
-    is when the Hub can not be reached.
+    What is in the cache is not downloaded again, and is used as it is when the Hub can not be reached. A file whose
+    download was stopped is downloaded again from its beginning.
 
     Args:
         source: a folder, or the id of a Hub repository: `org/name`, `org/name@revision`, either after `hf-hub:`.
@@ -95,27 +92,29 @@ def _download(repo: str, revision: str | None, files: Sequence[str], cache_dir: 
     small = [name for name in files if name != WEIGHTS_NAME] or [CONFIG_NAME]
     options = {"allow_patterns": small, "cache_dir": cache_dir, "token": token, **LIBRARY}
     try:
-        commit = _find_commit(repo, revision, token)
+        info = _describe(repo, revision, token)
     except CLIENT_ERRORS as error:
         return _cached(error, repo, revision, files, options)
-    snapshot = Path(retried(repo, partial(snapshot_download, repo, revision=commit, **options)))
-    _note_commit(snapshot.parent.parent, revision or constants.DEFAULT_REVISION, commit)
-    check_small_files(repo, snapshot)
+    snapshot = Path(retried(repo, partial(snapshot_download, repo, revision=info.sha, **options)))
+    _note_commit(snapshot.parent.parent, revision or constants.DEFAULT_REVISION, snapshot.name)
+    stated = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
+    check_files(repo, snapshot, {name: sha256 for name, sha256 in stated.items() if name != WEIGHTS_NAME})
     if WEIGHTS_NAME in files:
-        _fetch_weights(repo, snapshot, files, token)
+        if CONFIG_NAME in files and not (snapshot / CONFIG_NAME).is_file():
+            raise NatsError(f"{repo}: the repository has no {CONFIG_NAME}, expected a model's")
+        fetch_file(repo, WEIGHTS_NAME, snapshot, token, stated)
+        if not (snapshot / WEIGHTS_NAME).is_file():
+            raise NatsError(f"{repo}: the repository has no {WEIGHTS_NAME}; other weights are not read")
     return snapshot
 
 
-def _find_commit(repo: str, revision: str | None, token: str | None) -> str:
-    """The commit that a revision stands for at the moment; asked here, as the client would wait for ever."""
-    if revision is not None and COMMIT.fullmatch(revision):
-        return revision
-    api = HfApi(token=token, **LIBRARY)
-    timeout = constants.HF_HUB_ETAG_TIMEOUT
-    commit = retried(repo, partial(api.model_info, repo, revision=revision, timeout=timeout)).sha
-    if commit is None:
+def _describe(repo: str, revision: str | None, token: str | None) -> ModelInfo:
+    """The commit that a revision stands for at the moment, and its files; asked here, as the client waits for ever."""
+    ask = partial(HfApi(token=token, **LIBRARY).model_info, repo, revision=revision, files_metadata=True)
+    info = retried(repo, partial(ask, timeout=constants.HF_HUB_ETAG_TIMEOUT))
+    if info.sha is None:
         raise NatsError(f"{repo}: the Hub does not say which commit its revision is")
-    return commit
+    return info
 
 
 def _cached(error: Exception, repo: str, revision: str | None, files: Sequence[str], options: dict[str, Any]) -> Path:
@@ -138,11 +137,3 @@ def _note_commit(storage: Path, revision: str, commit: str) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, commit)
-
-
-def _fetch_weights(repo: str, snapshot: Path, files: Sequence[str], token: str | None) -> None:
-    if CONFIG_NAME in files and not (snapshot / CONFIG_NAME).is_file():
-        raise NatsError(f"{repo}: the repository has no {CONFIG_NAME}, expected a model's")
-    fetch_large_file(repo, WEIGHTS_NAME, snapshot, token)
-    if not (snapshot / WEIGHTS_NAME).is_file():
-        raise NatsError(f"{repo}: the repository has no {WEIGHTS_NAME}; other weights are not read")

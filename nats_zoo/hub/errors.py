@@ -1,6 +1,7 @@
 """What the Hub's client raises, as one line for people; and which calls are tried again, after how long."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ LONGEST_WAIT = 60.0  # seconds; a Hub that asks for more is not waited for
 BUSY = (408, 429, 500, 502, 503, 504)
 NOT_CARRIED_OUT = (429,)  # of these, what says for sure that the call had no effect
 _CUTS = ("ChunkedEncodingError", "RemoteProtocolError")  # of a body that ended too early: requests', httpx's
+_WRONG_SIZE = re.compile(r"should be of size (\d+) but has size (\d+)")  # the client's words
 _HTTP_LIBRARIES = ("httpx", "httpx2", "requests", "urllib3")
 
 CLIENT_ERRORS = (HTTPError, OSError, ValueError, RuntimeError)
@@ -85,9 +87,7 @@ def _is_of_upload(response: Any) -> bool:
 
 def _wait_after(error: BaseException, attempt: int, statuses: Sequence[int]) -> float | None:
     """Seconds until the next try; None: there is no use in one."""
-    if (
-        type(error).__name__ == _CUTS[0] and statuses is BUSY
-    ):  # a cut body, which older clients do not take up by themselves
+    if type(error).__name__ == _CUTS[0] and statuses is BUSY:  # a cut body, which older clients do not take up again
         return 1.0
     response = _response(error)
     if response is None or response.status_code not in (BUSY if _is_of_upload(response) else statuses):
@@ -115,16 +115,16 @@ def explain(error: BaseException, revision: str | None) -> str:
     """What an error of the Hub's client means to a user."""
     cause, response = error.__cause__, getattr(error, "response", None)
     if isinstance(error, LocalEntryNotFoundError) and cause is not None:
-        answer = _response(cause)
-        refused = answer is not None and answer.status_code not in BUSY
+        refused = status(cause) not in (None, *BUSY)
         return explain(cause, revision) + ("" if refused else ", and it is not in the cache")
-    if isinstance(error, RuntimeError) and cause is not None and not is_network_error(error):
+    if isinstance(error, RuntimeError) and cause is not None and not _is_network_error(error):
         return explain(cause, revision)
     return _explain_silence(error) if response is None else _explain_answer(error, response, revision)
 
 
 def _explain_silence(error: BaseException) -> str:
     """An error that is about no answer of a Hub."""
+    size = _WRONG_SIZE.search(str(error))
     reasons = (
         (isinstance(error, OfflineModeIsEnabled), "the Hub can not be reached (HF_HUB_OFFLINE is set)"),
         (
@@ -133,7 +133,8 @@ def _explain_silence(error: BaseException) -> str:
         ),
         (_is_timeout(error), "the Hub did not answer in time (see HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT)"),
         (type(error).__name__ in _CUTS, "the connection was cut"),
-        (is_network_error(error), f"the Hub can not be reached ({one_line(error)})"),
+        (size is not None, size and f"{size[2]} bytes came instead of {size[1]}, a proxy's error page?; try again"),
+        (_is_network_error(error), f"the Hub can not be reached ({one_line(error)})"),
     )
     return _first(reasons, error)
 
@@ -142,19 +143,19 @@ def _first(reasons: Iterable[tuple[bool, str]], error: BaseException) -> str:
     return next((reason for applies, reason in reasons if applies), one_line(error))
 
 
-def is_unreachable(error: BaseException) -> bool:
-    """Whether the Hub did not answer at all, or must not be asked."""
-    return isinstance(error, OfflineModeIsEnabled) or (is_network_error(error) and _response(error) is None)
-
-
-def is_network_error(error: BaseException) -> bool:
+def _is_network_error(error: BaseException) -> bool:
     """Whether the HTTP library raised it, or something of its kind."""
     libraries = (kind.__module__.partition(".")[0] for kind in type(error).__mro__)
     return any(library in _HTTP_LIBRARIES for library in libraries)
 
 
 def _is_timeout(error: BaseException) -> bool:
-    return isinstance(error, TimeoutError) or (is_network_error(error) and "Timeout" in type(error).__name__)
+    return isinstance(error, TimeoutError) or (_is_network_error(error) and "Timeout" in type(error).__name__)
+
+
+def status(error: BaseException) -> int | None:
+    """The status of the answer that an error of the client, or what caused it, is about; None: there was none."""
+    return getattr(_response(error), "status_code", None)
 
 
 def _response(error: BaseException) -> Any:
