@@ -12,9 +12,9 @@ from ...base.files import write_json
 from ...base.names import CARD_NAME, CHART_NAME, CONFIG_NAME, WEIGHTS_NAME
 from ...base.run_facts import RunFacts
 from ...base.text import card_table, table_row
-from ...folders.limits import on_meta
-from ...folders.model_folder import read_config, write_folder_atomically
-from ...folders.weights_file import check_fingerprint, check_shapes, load_weights, save_weights
+from ...folders.limits import bounded
+from ...folders.model_folder import DETECTOR, ModelFolder, write_folder_atomically
+from ...folders.weights_file import save_weights
 from ...genotype.genotype import Genotype
 from ...hub.client import resolve_folder
 from ...pictures import save_chart
@@ -38,6 +38,7 @@ from .create import build_detector
 LIBRARY_KEY = "nats_zoo_version"
 FORMAT_KEY = "format"
 FORMAT = 1  # of config.json; a change that older versions would misread raises it
+MOST_BESIDE = 2**26  # numbers that building takes beside those of the weights: a classifier that is thrown away
 
 
 def save_detector(
@@ -65,7 +66,7 @@ def save_detector(
     config = getattr(detector, "config", None)
     if not isinstance(config, DetectorConfig):
         raise NatsError(f"{type(detector).__name__} is not saved: expected a detector made by create_detector")
-    genotype = _genotype(config, "config")
+    genotype = None if config.genotype is None else Genotype.from_dict(config.genotype, source="config: genotype")
 
     def write(new: Path) -> None:
         write_json(new / CONFIG_NAME, {FORMAT_KEY: FORMAT, LIBRARY_KEY: __version__, **config.to_dict()})
@@ -95,33 +96,26 @@ def from_pretrained(
         NatsError: no such folder or repository, a config that is none, weights of another genotype, or a tensor of
             another shape.
     """
-    folder = resolve_folder(source, revision, cache_dir=cache_dir)
+    folder = ModelFolder.open(resolve_folder(source, revision, cache_dir=cache_dir))
     config = read_detector_config(folder)
-    weights = folder / WEIGHTS_NAME
-    check_fingerprint(weights, _genotype(config, str(folder / CONFIG_NAME)))
-    with on_meta(str(folder / CONFIG_NAME)):
-        expected = build_detector(config).state_dict()
-    check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in expected.items()})
-    detector = build_detector(config)
-    detector.load_state_dict(load_weights(weights))
+    folder.check()
+    with bounded(str(folder.config_path), folder.weights.elements + MOST_BESIDE):
+        detector = build_detector(config)
+    folder.weights.check_shapes({name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()})
+    detector.load_state_dict(folder.load())
     return detector.eval()
 
 
-def read_detector_config(folder: str | os.PathLike) -> DetectorConfig:
-    """The config of a detector folder; NatsError names the file and the key."""
-    data = read_config(folder)
-    path = Path(folder) / CONFIG_NAME
-    if "framework" not in data:
-        raise NatsError(f"{path}: key 'framework' is missing, expected a detector's config")
-    _check_format(data.pop(FORMAT_KEY, FORMAT), path)
-    data.pop(LIBRARY_KEY, None)
-    config = DetectorConfig.from_dict(data, source=str(path))
-    _genotype(config, str(path))
+def read_detector_config(folder: str | os.PathLike | ModelFolder) -> DetectorConfig:
+    """Read the config of a detector's folder; NatsError names the file and the key."""
+    folder = ModelFolder.open(folder)
+    if folder.kind != DETECTOR:
+        raise NatsError(f"{folder.config_path}: key 'framework' is missing, expected a detector's config")
+    data = {key: value for key, value in folder.config.items() if key not in (FORMAT_KEY, LIBRARY_KEY)}
+    _check_format(folder.config.get(FORMAT_KEY, FORMAT), folder.config_path)
+    config = DetectorConfig.from_dict(data, source=str(folder.config_path))
+    _ = folder.genotype  # raises what is wrong with it
     return config
-
-
-def _genotype(config: DetectorConfig, source: str) -> Genotype | None:
-    return None if config.genotype is None else Genotype.from_dict(config.genotype, source=f"{source}: genotype")
 
 
 def _check_format(found: Any, path: Path) -> None:

@@ -40,17 +40,15 @@ _CFG_STRINGS = ("classifier", "first_conv")  # a module's name, or several
 
 
 def check_config(config: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Check the parts of a config.json that timm reads.
+    """Check the parts of a backbone's config.json that timm reads.
 
     Args:
-        config: the content of the file: a backbone's in timm's format; nothing of a detector's is looked at here.
+        config: the content of a backbone's, in timm's format.
         path: what error messages call it.
 
     Raises:
         NatsError: naming the file, the key and what was expected.
     """
-    if "framework" in config:  # a detector's, which DetectorConfig reads strictly
-        return
     source = str(path)
     if config.get("model_args") is not None:
         check_model_args(config["model_args"], f"{source}: model_args")
@@ -137,19 +135,19 @@ def _are_numbers(values: Any, kinds: tuple[type, ...], least: float, most: float
 
 
 @contextmanager
-def on_meta(source: str, most_elements: int | None = None) -> Iterator[None]:
-    """Build a network in this block on the meta device, of a bounded size, to learn what someone else's config says.
+def bounded(source: str, most_elements: int | None = None) -> Iterator[None]:
+    """Build a network as someone else's config says in this block, of a bounded size.
 
     Args:
         source: what error messages call the config.
         most_elements: numbers in all parameters that are made, also of modules that are thrown away, such as the
-            classifier of a `features_only` network; None: any, because the weights' shapes are compared afterwards.
+            classifier of a `features_only` network; None: any.
 
     Raises:
         NatsError: a network of more elements or modules, or whatever building it raised, in one line: arguments that
             a constructor does not take are told by all kinds of errors.
     """
-    with limited_size(source, most_elements), torch.device("meta"):
+    with limited_size(source, most_elements):
         try:
             yield
         except NatsError:
@@ -157,6 +155,18 @@ def on_meta(source: str, most_elements: int | None = None) -> Iterator[None]:
         except (MemoryError, RecursionError, Exception) as error:
             reason = one_line(error)[:300] or type(error).__name__
             raise NatsError(f"{source}: no network can be built as it says: {reason}") from error
+
+
+@contextmanager
+def on_meta(source: str, most_elements: int | None = None) -> Iterator[None]:
+    """As `bounded`, on the meta device, to learn what the config says where no weights' file tells a size.
+
+    Example:
+        >>> with on_meta("config.json"):
+        ...     shapes = {name: tensor.shape for name, tensor in timm.create_model("resnet18").state_dict().items()}
+    """
+    with torch.device("meta"), bounded(source, most_elements):
+        yield
 
 
 def is_on_meta() -> bool:

@@ -16,7 +16,7 @@ from ..base.errors import NatsError, one_line
 from ..base.names import CARD_NAME, CHART_NAME, CONFIG_NAME, NATS_ANY, WEIGHTS_NAME
 from ..base.run_facts import BaseWeights, RunFacts
 from ..base.text import card_table
-from ..folders.model_folder import write_folder_atomically
+from ..folders.model_folder import ModelFolder, write_folder_atomically
 from ..folders.weights_file import save_weights
 from ..genotype.genotype import Genotype
 from ..genotype.provenance import genotype_origin
@@ -68,7 +68,7 @@ def save_backbone(
     def write(new: Path) -> None:
         _save_config(model, new / CONFIG_NAME)
         save_weights(model.state_dict(), new / WEIGHTS_NAME, genotype)
-        check_backbone(new)
+        check_backbone(ModelFolder.open(new))
         save_chart(genotype, new / CHART_NAME)
         card = _backbone_card(model, genotype, metrics or {}, base_model, evaluated_on, run)
         (new / CARD_NAME).write_text(card, encoding="utf-8")

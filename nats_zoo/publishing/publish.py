@@ -4,24 +4,22 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
 from ..base.errors import NatsError
 from ..base.files import file_digest
 from ..base.names import CARD_NAME, CHART_NAME, CONFIG_NAME, GENOTYPE_NAME, WEIGHTS_NAME
-from ..folders.find_genotype import folder_genotype, is_genotype_folder
-from ..folders.model_folder import is_model_folder, model_files, read_config
-from ..folders.weights_file import check_fingerprint
+from ..folders.find_genotype import is_genotype_folder
+from ..folders.model_folder import BACKBONE, ModelFolder, model_files
 from ..hub.client import check_repo_id, usable_token
-from ..hub.errors import LIBRARY, LOGIN, NOT_CARRIED_OUT, hub_errors, retried
+from ..hub.errors import CLIENT_ERRORS, LIBRARY, LOGIN, NOT_CARRIED_OUT, explain, hub_errors, retried, status
 from ..models.saved import check_backbone
 from ..version import __version__
 from .card import CARD_REPO
@@ -37,6 +35,7 @@ _PUSHED_MEANWHILE = (409, 412)  # what the Hub answers if the branch is no longe
 _NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)|^[-./]|[./]$|^@?$")  # as git has it
 
 Contents = Mapping[str, Path | bytes]  # of the files to be published, by name
+Operation: TypeAlias = CommitOperationAdd | CommitOperationDelete
 
 
 def publish(
@@ -143,13 +142,11 @@ def _check_model(folder: Path) -> None:
     inside = [name for name in ("model", "best") if (folder / name / CONFIG_NAME).is_file()]
     if inside and not (folder / CONFIG_NAME).exists():
         raise NatsError(f"{folder}: is a run's folder, expected a model in it: {' or '.join(inside)}")
-    config = read_config(folder)
-    if "framework" not in config:  # else it is a detector's
-        check_backbone(folder)
-        return
-    if not is_model_folder(folder):
-        raise NatsError(f"{folder}: expected a model folder, with a {WEIGHTS_NAME} that nats-zoo saved")
-    check_fingerprint(folder / WEIGHTS_NAME, folder_genotype(folder))
+    model = ModelFolder.open(folder)
+    if model.kind == BACKBONE:
+        check_backbone(model)
+    else:
+        model.check()
 
 
 def _listing(folder: Path, files: Contents, repo_id: str, private: bool, revision: str | None, tag: str | None) -> str:
@@ -187,35 +184,42 @@ def _push(api: HfApi, repo_id: str, branch: str, tag: str | None, files: Content
     if branch in tags and branch not in branches:
         raise NatsError(f"{repo_id}: revision: {branch!r} is a tag, expected a branch")
     head = branches.get(branch) or branches.get(DEFAULT_BRANCH)  # None: a repository without a commit
-    changes = _changes(api, repo_id, files, head)
-    _check_tag(repo_id, tag, tags, None if changes else head)
+    there: dict[str, RepoFile] = {}
+    if head is not None:
+        entries = api.list_repo_tree(repo_id, revision=head)
+        there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    changes = _changes(files, there)
+    expected = None if changes else head  # None: a commit that is still to be made
+    if tag is not None and tags.get(tag, expected) != expected:
+        raise NatsError(f"{repo_id}: has a tag {tag!r} already, of commit {tags[tag]}; expected a new one")
     if branch not in branches and head is not None:
         retried(repo_id, partial(api.create_branch, repo_id, branch=branch, revision=head, exist_ok=True))
     address = f"{api.endpoint}/{repo_id}/commit/{head}"
     said = f"nothing changed, {address}"
     if changes:
-        head, address = _commit(api, repo_id, branch, head, changes, message)
-        said = address
+        options = {"commit_message": message, "revision": branch, "parent_commit": head}
+        try:
+            commit = retried(repo_id, partial(_create_commit, api, repo_id, changes, options), NOT_CARRIED_OUT)
+        except CLIENT_ERRORS as error:
+            why = explain(error, branch)
+            if status(error) in _PUSHED_MEANWHILE:
+                why = f"somebody pushed to {branch} in the meantime; look at it and run this again"
+            elif not there.keys() & set(OWN_FILES):
+                why += "; its repository is there, without files of a model"
+            raise NatsError(f"{repo_id}: not published: {why}") from error
+        head, said = commit.oid, str(commit.commit_url)
+        address = said
     if tag is not None and tags.get(tag) != head:
         with hub_errors(f"{repo_id}: {address} is published, but not its tag {tag!r}; run this again for it", tag):
             retried(repo_id, partial(api.create_tag, repo_id, tag=tag, revision=head), NOT_CARRIED_OUT)
     return said
 
 
-def _changes(
-    api: HfApi, repo_id: str, files: Contents, head: str | None
-) -> list[CommitOperationAdd | CommitOperationDelete]:
+def _changes(files: Contents, there: Mapping[str, RepoFile]) -> list[Operation]:
     """What makes a commit's files these ones."""
-    there: dict[str, RepoFile] = {}
-    if head is not None:
-        entries = api.list_repo_tree(repo_id, revision=head)
-        there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    added = (name for name, content in files.items() if name not in there or not _is_same(content, there[name]))
     return [
-        *(
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-            for name, content in files.items()
-            if name not in there or not _is_same(content, there[name])
-        ),
+        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=files[name]) for name in added),
         *(CommitOperationDelete(path_in_repo=name) for name in OWN_FILES if name in there and name not in files),
     ]
 
@@ -238,36 +242,7 @@ def _digest(algorithm: str, prefix: bytes, content: Path | bytes) -> str:
     return file_digest(content, algorithm, prefix)
 
 
-def _check_tag(repo_id: str, tag: str | None, tags: Mapping[str, str], commit: str | None) -> None:
-    """Refuse a tag that is another commit's, before anything is uploaded; commit None: one that is still to be made."""
-    if tag is not None and tags.get(tag, commit) != commit:
-        raise NatsError(f"{repo_id}: has a tag {tag!r} already, of commit {tags[tag]}; expected a new one")
-
-
-def _commit(
-    api: HfApi,
-    repo_id: str,
-    branch: str,
-    parent: str | None,
-    changes: list[CommitOperationAdd | CommitOperationDelete],
-    message: str,
-) -> tuple[str, str]:
-    """Make the commit; its id and its address."""
-    options = {"commit_message": message, "revision": branch, "parent_commit": parent}
-    try:
-        commit = retried(repo_id, partial(_create_commit, api, repo_id, changes, options), NOT_CARRIED_OUT)
-    except HfHubHTTPError as error:
-        if getattr(error.response, "status_code", None) in _PUSHED_MEANWHILE:
-            raise NatsError(
-                f"{repo_id}: not published: somebody pushed to {branch} in the meantime; look at it and run this again"
-            ) from error
-        raise
-    return commit.oid, str(commit.commit_url)
-
-
-def _create_commit(
-    api: HfApi, repo_id: str, changes: list[CommitOperationAdd | CommitOperationDelete], options: Mapping[str, Any]
-) -> CommitInfo:
+def _create_commit(api: HfApi, repo_id: str, changes: Sequence[Operation], options: Mapping[str, Any]) -> CommitInfo:
     """Upload and commit; by plain HTTP if the Hub has nothing of the protocol xet, which the client would insist on."""
     try:
         return api.create_commit(repo_id, changes, **options)
@@ -275,14 +250,10 @@ def _create_commit(
         if not ("xet-write-token" in str(error) and "404" in str(error)):
             raise
     with ExitStack() as stack:  # open files are what the client does not upload by xet
-        opened = [_with_open_file(change, stack) for change in changes]
+        opened: list[Operation] = []
+        for change in changes:
+            if isinstance(change, CommitOperationAdd) and isinstance(change.path_or_fileobj, str | Path):
+                file = stack.enter_context(open(change.path_or_fileobj, "rb"))
+                change = CommitOperationAdd(path_in_repo=change.path_in_repo, path_or_fileobj=file)  # noqa: PLW2901
+            opened.append(change)
         return api.create_commit(repo_id, opened, **options)
-
-
-def _with_open_file(
-    change: CommitOperationAdd | CommitOperationDelete, stack: ExitStack
-) -> CommitOperationAdd | CommitOperationDelete:
-    if isinstance(change, CommitOperationDelete) or not isinstance(change.path_or_fileobj, str | Path):
-        return change
-    file = stack.enter_context(open(change.path_or_fileobj, "rb"))  # noqa: SIM115 (the stack closes it)
-    return CommitOperationAdd(path_in_repo=change.path_in_repo, path_or_fileobj=file)
