@@ -1,6 +1,7 @@
 """Backbones that `save_backbone` wrote, from a folder or the Hub."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -50,8 +51,9 @@ def check_backbone(folder: ModelFolder) -> None:
         NatsError: naming the file, and the key, fingerprints or tensor.
     """
     path, architecture = folder.config_path, folder.config.get("architecture")
-    if folder.genotype is None:
-        raise NatsError(f"{path}: model_args: expected a backbone's genotype as an object, found None")
+    genotype = (folder.config.get("model_args") or {}).get("genotype")
+    if not isinstance(genotype, Mapping):
+        raise NatsError(f"{path}: model_args: expected a backbone's genotype as an object, found {short(genotype)}")
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise NatsError(f"{path}: architecture {short(architecture)} is unknown to nats-zoo {__version__} and timm")
     if not architecture.startswith(VARIANT_PREFIX):

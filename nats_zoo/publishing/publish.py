@@ -145,8 +145,10 @@ def _check_model(folder: Path) -> None:
     model = ModelFolder.open(folder)
     if model.kind == BACKBONE:
         check_backbone(model)
-    else:
-        model.check()
+        return
+    if not (folder / WEIGHTS_NAME).is_file():
+        raise NatsError(f"{folder}: expected a model folder, with a {WEIGHTS_NAME} that nats-zoo saved")
+    model.check()
 
 
 def _listing(folder: Path, files: Contents, repo_id: str, private: bool, revision: str | None, tag: str | None) -> str:
