@@ -603,6 +603,7 @@ def test_an_unknown_key_is_named():
 
 
 def test_a_genotype_is_found_by_every_name_that_commands_take(tmp_path):
+    (tmp_path / "search").mkdir()
     OTHER.save(tmp_path / "search" / "genotype.json")
     for genotype in (OTHER, OTHER.to_dict(), str(tmp_path / "search"), tmp_path / "search" / "genotype.json"):
         detector = create_detector(backbone="resnet18", genotype=genotype, weights=None, **TINY)
