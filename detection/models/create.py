@@ -117,7 +117,7 @@ def freeze(detector: nn.Module) -> nn.Module:
 
 
 def resized_batches(detector: nn.Module, loader: Iterable) -> Iterator[Tensor]:
-    """The tensors (N, 3, H, W) that the backbone sees: normalised and resized by the detector's own transform."""
+    """Yield the tensors (N, 3, H, W) that the backbone sees: normalised and resized by the detector's own transform."""
     device = next(detector.parameters()).device
     for batch in loader:
         images = batch[0] if isinstance(batch, tuple) else batch

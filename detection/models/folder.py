@@ -50,6 +50,11 @@ def save_detector(
 
     Raises:
         NatsError: not such a detector, or another folder in the way.
+
+    Example:
+        >>> detector = create_detector("fcos", "resnet18", num_classes=3, classes=("cat", "dog"))
+        >>> save_detector(detector, "runs/fcos")
+        PosixPath('runs/fcos')
     """
     config = getattr(detector, "config", None)
     if not isinstance(config, DetectorConfig):
@@ -83,6 +88,11 @@ def from_pretrained(
     Raises:
         NatsError: no such folder or repository, a config that is none, weights of another genotype, or a tensor of
             another shape.
+
+    Example:
+        >>> detector = from_pretrained("org/fasterrcnn-nats-resnet50", revision="v1")
+        >>> detector([torch.rand(3, 480, 640)])[0].keys()
+        dict_keys(['boxes', 'labels', 'scores'])
     """
     folder = ModelFolder.open(resolve_folder(source, revision, cache_dir=cache_dir))
     config = read_detector_config(folder)

@@ -48,7 +48,7 @@ def folder_genotype(folder: Path) -> Genotype | None:
 
 
 def find_genotype(genotype: Genotype | Mapping | str | os.PathLike) -> Genotype:
-    """The one door to genotypes: what users pass as `genotype=` or `--genotype`, as a Genotype.
+    """Find what users pass as `genotype=` or `--genotype`: the one door to genotypes.
 
     Args:
         genotype: a Genotype; its JSON form; the name of a published one, or of a variant (its default); a genotype
@@ -93,5 +93,5 @@ def find_genotype(genotype: Genotype | Mapping | str | os.PathLike) -> Genotype:
 
 
 def is_genotype_folder(folder: str | os.PathLike) -> bool:
-    """Whether it is a genotype's folder, or that of a search with its result; a model's has a genotype too."""
+    """Tell whether it is a genotype's folder, or that of a search with its result; a model's has a genotype too."""
     return (Path(folder) / GENOTYPE_NAME).is_file() and not (Path(folder) / CONFIG_NAME).exists()

@@ -113,11 +113,11 @@ def check_pretrained_cfg(cfg: Any, source: str) -> None:
     _check_classes(cfg.get("num_classes"), f"{source}: num_classes")
     for key in ("input_size", "test_input_size", "min_input_size"):
         size = cfg.get(key)
-        if size is not None and not _are_numbers(size, (int,), 1, MOST_NUMBER, lengths=(3,)):
+        if size is not None and not (_are_numbers(size, (int,), MOST_NUMBER) and len(size) == 3 and min(size) >= 1):
             raise NatsError(f"{source}: {key}: expected [channels, height, width], found {short(size)}")
     for key in ("mean", "std"):
         values = cfg.get(key)
-        if values is not None and not _are_numbers(values, (int, float), -1e6, 1e6, lengths=range(1, 1025)):
+        if values is not None and not (_are_numbers(values, (int, float), 1e6) and 1 <= len(values) <= 1024):
             raise NatsError(f"{source}: {key}: expected a list of numbers, found {short(values)}")
     for key in _CFG_STRINGS:
         names = cfg.get(key)
@@ -126,12 +126,9 @@ def check_pretrained_cfg(cfg: Any, source: str) -> None:
             raise NatsError(f"{source}: {key}: expected a module's name, or a list of some, found {short(names)}")
 
 
-def _are_numbers(values: Any, kinds: tuple[type, ...], least: float, most: float, lengths: Any) -> bool:
-    return (
-        isinstance(values, list | tuple)
-        and len(values) in lengths
-        and all(type(value) in kinds and least <= value <= most for value in values)
-    )
+def _are_numbers(values: Any, kinds: tuple[type, ...], most: float) -> bool:
+    """Tell whether it is a list of numbers of these types, none of them beyond `most` on either side."""
+    return isinstance(values, list | tuple) and all(type(one) in kinds and abs(one) <= most for one in values)
 
 
 @contextmanager
@@ -170,7 +167,7 @@ def on_meta(source: str, most_elements: int | None = None) -> Iterator[None]:
 
 
 def is_on_meta() -> bool:
-    """Whether modules that are built now have no memory."""
+    """Tell whether modules that are built now have no memory."""
     return torch.empty(0).is_meta
 
 
@@ -185,7 +182,8 @@ def limited_size(source: str, most_elements: int | None = None) -> Iterator[None
 
     def count_parameter(_: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal elements
-        if threading.get_ident() == thread and parameter is not None and not _is_lazy(parameter):
+        is_lazy = isinstance(parameter, nn.UninitializedParameter)
+        if threading.get_ident() == thread and parameter is not None and not is_lazy:
             elements += parameter.numel()
             if most_elements is not None and elements > most_elements:
                 raise NatsError(f"{source}: asks for a network of over {most_elements:,} parameters")
@@ -206,7 +204,3 @@ def limited_size(source: str, most_elements: int | None = None) -> Iterator[None
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _is_lazy(parameter: nn.Parameter) -> bool:
-    return isinstance(parameter, nn.UninitializedParameter)

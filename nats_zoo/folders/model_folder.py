@@ -134,7 +134,7 @@ def write_folder_atomically(
 
 
 def _is_own_model(folder: Path) -> bool:
-    """Whether it holds a config and weights that nats-zoo saved, and a model's other files, and nothing else."""
+    """Tell whether it holds a config and weights that nats-zoo saved, and a model's other files, and nothing else."""
     try:
         is_saved = FINGERPRINT_KEY in ModelFolder.open(folder).weights.metadata
     except NatsError:

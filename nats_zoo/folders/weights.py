@@ -45,7 +45,7 @@ def fetch_pretrained(name: str) -> None:
 def weights_overlay(
     architecture: str, weights: str, arguments: Mapping[str, Any] | None = None, headless: bool = True
 ) -> dict[str, Any]:
-    """timm's `pretrained_cfg_overlay` for these weights, with their own normalisation and classes.
+    """Make timm's `pretrained_cfg_overlay` for these weights, with their own normalisation and classes.
 
     Args:
         architecture: timm's name of the plain network.
@@ -56,6 +56,10 @@ def weights_overlay(
 
     Raises:
         NatsError: weights that can not be read, or of another network.
+
+    Example:
+        >>> overlay = weights_overlay("resnet18", "runs/nats/best")
+        >>> body = timm.create_model("resnet18", pretrained=True, pretrained_cfg_overlay=overlay, features_only=True)
     """
     path = Path(weights) if weights.endswith(".safetensors") else resolve_folder(weights)
     if path.is_dir():
@@ -69,7 +73,7 @@ def weights_overlay(
 
 
 def _pretrained_cfg(folder: ModelFolder) -> dict[str, Any]:
-    """What a folder says of its weights, as timm's pretrained cfg."""
+    """Read what a folder says of its weights, as timm's pretrained cfg."""
     config = folder.config
     if folder.kind == DETECTOR:
         return {"mean": config.get("image_mean"), "std": config.get("image_std")}
@@ -81,7 +85,7 @@ def _pretrained_cfg(folder: ModelFolder) -> dict[str, Any]:
 
 
 def _check_weights(architecture: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> None:
-    """timm loads a headless network leniently; weights of another network must not pass for a pretrained one."""
+    """Check names and shapes, as timm loads a headless network leniently: another network's must not pass for its."""
     with torch.device("meta"):
         expected = timm.create_model(architecture, **arguments).state_dict()
     for key, tensor in expected.items():

@@ -24,7 +24,7 @@ def resolve_folder(
     files: Sequence[str] = MODEL_FILES,
     cache_dir: str | os.PathLike | None = None,
 ) -> Path:
-    """The local folder of a model: `source` itself if it is one, else a download from the Hub.
+    """Find the local folder of a model: `source` itself if it is one, else a download from the Hub.
 
     What is in the cache is not downloaded again, and is used as it is when the Hub can not be reached. A file whose
     download was stopped is downloaded again from its beginning.
@@ -37,7 +37,11 @@ def resolve_folder(
 
     Raises:
         NatsError: neither a folder nor a repository, no such revision, no access, no network and not in the cache, or
-            another content than the Hub says.
+            another content than the Hub states.
+
+    Example:
+        >>> sorted(path.name for path in resolve_folder("org/name@v1").iterdir())
+        ['README.md', 'config.json', 'genotype.png', 'model.safetensors']
     """
     is_hub = str(source).startswith(HUB_PREFIX)
     if Path(source).is_dir() and not is_hub:
@@ -53,7 +57,7 @@ def resolve_folder(
 
 
 def split_revision(source: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Repository and revision of `org/name`, `org/name@revision`, or either after `hf-hub:`.
+    """Split `org/name`, `org/name@revision`, or either after `hf-hub:`, into repository and revision.
 
     Raises:
         NatsError: no id of a repository, or two revisions.
@@ -79,7 +83,7 @@ def check_repo_id(repo_id: str, source: str | None = None) -> None:
 
 
 def usable_token(token: str | None) -> str | None:
-    """The given token, else the one of the user's login, if any."""
+    """Choose the given token, else the one of the user's login, if any; NatsError for what can be none."""
     token = token or get_token()
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         # The HTTP library would refuse the header too, but quote it, token and all.
@@ -94,7 +98,12 @@ def _download(repo: str, revision: str | None, files: Sequence[str], cache_dir: 
     try:
         info = _describe(repo, revision, token)
     except CLIENT_ERRORS as error:
-        return _cached(error, repo, revision, files, options)
+        snapshot = _cached(repo, revision, files, options)
+        if snapshot is None:
+            raise LocalEntryNotFoundError(f"{repo}: not in the cache") from error
+        if not isinstance(error, OfflineModeIsEnabled):
+            print(f"{repo}: {explain(error, revision)}; used as it is in the cache", file=sys.stderr)
+        return snapshot
     snapshot = Path(retried(repo, partial(snapshot_download, repo, revision=info.sha, **options)))
     _note_commit(snapshot.parent.parent, revision or constants.DEFAULT_REVISION, snapshot.name)
     stated = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
@@ -102,7 +111,7 @@ def _download(repo: str, revision: str | None, files: Sequence[str], cache_dir: 
     if WEIGHTS_NAME in files:
         if CONFIG_NAME in files and not (snapshot / CONFIG_NAME).is_file():
             raise NatsError(f"{repo}: the repository has no {CONFIG_NAME}, expected a model's")
-        fetch_file(repo, WEIGHTS_NAME, snapshot, token, stated)
+        fetch_file(repo, WEIGHTS_NAME, snapshot, token=token, stated=stated)
         if not (snapshot / WEIGHTS_NAME).is_file():
             raise NatsError(f"{repo}: the repository has no {WEIGHTS_NAME}; other weights are not read")
     return snapshot
@@ -117,17 +126,13 @@ def _describe(repo: str, revision: str | None, token: str | None) -> ModelInfo:
     return info
 
 
-def _cached(error: Exception, repo: str, revision: str | None, files: Sequence[str], options: dict[str, Any]) -> Path:
-    """What earlier downloads have left of a repository, since the Hub has answered with an error or not at all."""
+def _cached(repo: str, revision: str | None, files: Sequence[str], options: dict[str, Any]) -> Path | None:
+    """Find what earlier downloads have left of a repository; None: not all of these files."""
     try:
         snapshot = Path(snapshot_download(repo, revision=revision, local_files_only=True, **options))
     except LocalEntryNotFoundError:
-        snapshot = None
-    if snapshot is None or (WEIGHTS_NAME in files and not (snapshot / WEIGHTS_NAME).is_file()):
-        raise LocalEntryNotFoundError(f"{repo}: not in the cache") from error
-    if not isinstance(error, OfflineModeIsEnabled):
-        print(f"{repo}: {explain(error, revision)}; used as it is in the cache", file=sys.stderr)
-    return snapshot
+        return None
+    return snapshot if WEIGHTS_NAME not in files or (snapshot / WEIGHTS_NAME).is_file() else None
 
 
 def _note_commit(storage: Path, revision: str, commit: str) -> None:

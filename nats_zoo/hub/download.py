@@ -15,7 +15,7 @@ from ..base.files import file_digest
 from .errors import LIBRARY, hub_errors, retried, status
 
 
-def fetch_file(repo: str, name: str, snapshot: Path, token: str | None, stated: Mapping[str, str]) -> None:
+def fetch_file(repo: str, name: str, snapshot: Path, *, token: str | None, stated: Mapping[str, str]) -> None:
     """Download a repository's file into a snapshot and check it, unless it is there or the repository lacks it.
 
     Args:

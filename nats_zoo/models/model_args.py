@@ -40,7 +40,7 @@ class RecordsGenotype:
 
 
 def cfg_value(cfg: Any, key: str) -> Any:
-    """A value of a pretrained cfg, which timm passes as a mapping or as its dataclass; None if it is not there."""
+    """Read a value of a pretrained cfg, which timm passes as a mapping or as its dataclass; None: it is not there."""
     return cfg.get(key) if isinstance(cfg, Mapping) else getattr(cfg, key, None)
 
 

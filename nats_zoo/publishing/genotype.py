@@ -38,22 +38,26 @@ def save_genotype_folder(genotype: Genotype, folder: str | os.PathLike, run: Run
 
     Raises:
         NatsError: another folder in the way, or it can not be written.
+
+    Example:
+        >>> folder = save_genotype_folder(Genotype.load("mine.json"), "mine")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['README.md', 'genotype.json', 'genotype.png']
     """
+
+    def is_own(old: Path) -> bool:
+        return is_genotype_folder(old) and {path.name for path in old.iterdir()} <= set(GENOTYPE_FILES)
 
     def write(new: Path) -> None:
         genotype.save(new / GENOTYPE_NAME)
         save_chart(genotype, new / CHART_NAME)
         write_text(new / CARD_NAME, genotype_card(genotype, run))
 
-    return write_folder_atomically(folder, write, _is_own)
-
-
-def _is_own(folder: Path) -> bool:
-    return is_genotype_folder(folder) and {path.name for path in folder.iterdir()} <= set(GENOTYPE_FILES)
+    return write_folder_atomically(folder, write, is_own)
 
 
 def genotype_files(source: Path, scratch: Path) -> dict[str, Path]:
-    """The files of a genotype's repository, by name.
+    """Collect the files of a genotype's repository, by name.
 
     Args:
         source: a folder that `save_genotype_folder` wrote, that of a search, or a genotype file.
@@ -79,7 +83,7 @@ def genotype_files(source: Path, scratch: Path) -> dict[str, Path]:
 
 
 def _search_facts(folder: Path, genotype: Genotype) -> RunFacts | None:
-    """What a search's folder says of it; the genotype's provenance says the rest."""
+    """Read what a search's folder says of it; the genotype's provenance says the rest."""
     if not (folder / RUN_NAME).is_file():
         return None
     settings = read_json(folder / RUN_NAME)
@@ -96,7 +100,7 @@ def _search_facts(folder: Path, genotype: Genotype) -> RunFacts | None:
 
 
 def _logged(log: Iterable[Record], key: str) -> dict[str, Any]:
-    """What the first record with a key holds, if that is an object."""
+    """Find what the first record with a key holds, if that is an object."""
     found = next((record[key] for record in log if key in record), None)
     return found if isinstance(found, dict) else {}
 

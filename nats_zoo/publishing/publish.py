@@ -88,6 +88,10 @@ def publish(
     Raises:
         NatsError: nothing that can be published, or what the Hub refused and what to do about it. Unless it says that
             the commit is there, nothing was published.
+
+    Example:
+        >>> publish("runs/nats/best", "org/fasterrcnn-nats-resnet50", tag="v1", license="mit", dataset="org/pets")
+        'https://huggingface.co/org/fasterrcnn-nats-resnet50/commit/...'
     """
     options = CardOptions(
         license=license,
@@ -100,29 +104,28 @@ def publish(
     )
     check_repo_id(repo_id)
     for option, name in (("revision", revision), ("tag", tag)):
-        _check_ref(option, name)
+        if name is not None and _NO_REF.search(name):  # the Hub would refuse a tag's only when the commit is there
+            raise NatsError(f"{option}: {name!r} can be no name of a branch or tag")
     with tempfile.TemporaryDirectory() as scratch:
         files = _collect(Path(folder), repo_id, options, Path(scratch))
         if dry_run:
-            return _listing(Path(folder), files, repo_id, private, revision, tag)
+            kind = "private" if private else "public"
+            target = f"{repo_id} ({kind}), branch {revision or DEFAULT_BRANCH}" + (f", tag {tag}" if tag else "")
+            return f"{target}:\n{_listing(Path(folder), files)}"
         token = usable_token(token)
         if token is None:
             raise NatsError(f"{repo_id}: no Hugging Face token, {LOGIN}")
         with hub_errors(f"{repo_id}: not published", revision):
             api = HfApi(token=token, **LIBRARY)
-            _create_repo(api, repo_id, private)
+            retried(repo_id, partial(api.create_repo, repo_id, private=private, exist_ok=True))
+            if private and not retried(repo_id, partial(api.model_info, repo_id)).private:
+                raise NatsError(f"{repo_id}: is a public repository already; make it private in its settings first")
             message = commit_message or f"Upload with nats-zoo {__version__}"
-            return _push(api, repo_id, revision or DEFAULT_BRANCH, tag, files, message)
-
-
-def _check_ref(option: str, name: str | None) -> None:
-    """The Hub would refuse a tag's name only when the commit is there."""
-    if name is not None and _NO_REF.search(name):
-        raise NatsError(f"{option}: {name!r} can be no name of a branch or tag")
+            return _push(api, repo_id, files, branch=revision or DEFAULT_BRANCH, tag=tag, message=message)
 
 
 def _collect(folder: Path, repo_id: str, options: CardOptions, scratch: Path) -> Contents:
-    """What is published of a folder, once it is seen to be fit for it."""
+    """Collect what is published of a folder, once it is seen to be fit for it."""
     if folder.is_file() or is_genotype_folder(folder):
         files = genotype_files(folder, scratch)
     else:
@@ -151,35 +154,21 @@ def _check_model(folder: Path) -> None:
     model.check()
 
 
-def _listing(folder: Path, files: Contents, repo_id: str, private: bool, revision: str | None, tag: str | None) -> str:
-    """What a dry run says."""
-    kind = "private" if private else "public"
-    target = f"{repo_id} ({kind}), branch {revision or DEFAULT_BRANCH}" + (f", tag {tag}" if tag else "")
+def _listing(folder: Path, files: Contents) -> str:
+    """List what a dry run would push."""
     sizes = {name: _size(content) for name, content in files.items()}
     width = max(map(len, sizes))
-    lines = [f"{target}:", *(f"  {name:<{width}}  {size:>13,} bytes" for name, size in sizes.items())]
+    lines = [f"  {name:<{width}}  {size:>13,} bytes" for name, size in sizes.items()]
     lines.append(f"{len(sizes)} files, {sum(sizes.values()):,} bytes; those which are there already are not sent again")
-    behind = _left_behind(folder, files)
+    others = (path for path in folder.iterdir() if path.name not in files) if folder.is_dir() else ()
+    behind = sorted(f"{path.name}/" if path.is_dir() else path.name for path in others)
     if behind:
         more = f" and {len(behind) - SHOWN_NAMES} more" if len(behind) > SHOWN_NAMES else ""
         lines.append(f"stays behind: {', '.join(behind[:SHOWN_NAMES])}{more}")
     return "\n".join(lines)
 
 
-def _left_behind(folder: Path, files: Contents) -> list[str]:
-    if not folder.is_dir():
-        return []
-    others = (path for path in folder.iterdir() if path.name not in files)
-    return sorted(f"{path.name}/" if path.is_dir() else path.name for path in others)
-
-
-def _create_repo(api: HfApi, repo_id: str, private: bool) -> None:
-    retried(repo_id, partial(api.create_repo, repo_id, private=private, exist_ok=True))
-    if private and not retried(repo_id, partial(api.model_info, repo_id)).private:
-        raise NatsError(f"{repo_id}: is a public repository already; make it private in its settings first")
-
-
-def _push(api: HfApi, repo_id: str, branch: str, tag: str | None, files: Contents, message: str) -> str:
+def _push(api: HfApi, repo_id: str, files: Contents, *, branch: str, tag: str | None, message: str) -> str:
     refs = retried(repo_id, partial(api.list_repo_refs, repo_id))
     branches = {ref.name: ref.target_commit for ref in refs.branches}
     tags = {ref.name: ref.target_commit for ref in refs.tags}
@@ -218,7 +207,7 @@ def _push(api: HfApi, repo_id: str, branch: str, tag: str | None, files: Content
 
 
 def _changes(files: Contents, there: Mapping[str, RepoFile]) -> list[Operation]:
-    """What makes a commit's files these ones."""
+    """Work out what makes a commit's files these ones."""
     added = (name for name, content in files.items() if name not in there or not _is_same(content, there[name]))
     return [
         *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=files[name]) for name in added),
@@ -227,7 +216,7 @@ def _changes(files: Contents, there: Mapping[str, RepoFile]) -> list[Operation]:
 
 
 def _is_same(content: Path | bytes, there: RepoFile) -> bool:
-    """Whether the Hub has this very file: it tells the sha256 of large ones, git's own name of the others."""
+    """Tell whether the Hub has this very file: it tells the sha256 of large ones, git's own name of the others."""
     size = _size(content)
     if there.lfs is not None:
         return there.lfs.size == size and there.lfs.sha256 == _digest("sha256", b"", content)
