@@ -55,7 +55,7 @@ def list_zoo() -> list[Entry]:
 
     Example:
         >>> [entry.variant for entry in list_zoo()][:2]
-        ['nats_resnet101', 'nats_resnet152']
+        ['nats_resnet18', 'nats_resnet34']
     """
     entries = []
     for variant in timm.list_models(f"{VARIANT_PREFIX}*"):
