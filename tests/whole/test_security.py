@@ -38,7 +38,7 @@ from nats_zoo.detection.runs.folder import Checkpoint, RunError, RunFolder
 from nats_zoo.folders import weights_file
 from nats_zoo.folders.limits import MOST_CLASSES, MOST_MODULES, MOST_NUMBER, limited_size, on_meta
 from nats_zoo.folders.model_folder import model_files
-from nats_zoo.models.named import find_source
+from nats_zoo.models.named import find_network
 from nats_zoo.publishing.genotype import genotype_files, save_genotype_folder
 from nats_zoo.search.space import find_space
 from tests.support.hub_server import OWNER_TOKEN, HubServer
@@ -216,7 +216,7 @@ def test_a_model_folder_that_holds_a_pickle_instead_of_weights(models, tmp_path,
     pickled(folder / name, marker)
     load = nats_zoo.from_pretrained if kind == "backbone" else from_pretrained
     assert "model.safetensors" in refusal(load, folder)
-    assert "model.safetensors" in refusal(lambda: find_source(str(folder)).create(str(folder), features_only=True))
+    assert "model.safetensors" in refusal(lambda: find_network(str(folder)).create(str(folder), features_only=True))
     with pytest.raises((RuntimeError, ValueError, KeyError, SafetensorError)):  # timm's own way in
         timm.create_model(f"local-dir:{folder}", pretrained=True)
 
@@ -466,7 +466,7 @@ def test_a_plain_networks_config_can_not_ask_for_it_either(tmp_path, kind):
     arguments, words = BAD_ARGUMENTS[kind]
     tmp_path.joinpath("config.json").write_text(json.dumps({"architecture": "test_resnet", "model_args": arguments}))
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "model.safetensors")
-    assert words in refusal(find_source, str(tmp_path))
+    assert words in refusal(find_network, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -660,7 +660,7 @@ BAD_SAFETENSORS = {
 def test_safetensors_within_limits(tmp_path, kind):
     path = tmp_path / "w.safetensors"
     path.write_bytes(BAD_SAFETENSORS[kind])
-    for read in (weights_file.load_weights, weights_file.safetensors_metadata, weights_file.tensor_shapes):
+    for read in (weights_file.load_weights, weights_file.WeightsFile):
         message = refusal(read, path)
         assert str(path) in message
         assert len(message) < 500 + len(str(path))
@@ -670,7 +670,7 @@ def test_a_good_safetensors_file_passes(tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(safetensors_bytes({"a": tensor([2])}))
     assert weights_file.load_weights(path)["a"].tolist() == [0, 0]
-    assert weights_file.tensor_shapes(path) == {"a": (2,)}
+    assert weights_file.WeightsFile(path).shapes == {"a": (2,)}
     assert load_file(path).keys() == {"a"}
 
 
