@@ -74,14 +74,17 @@ def run_demo(folder: Path, seed: int = 0) -> None:
         seed: of the drawn data, the weights, the search, the random genotype and the training.
 
     Raises:
-        NatsError: a folder that holds something else.
+        NatsError: a folder that holds something else, or a demo of another seed.
         Interrupted: by Ctrl-C; the same call goes on where it stopped.
 
     Example:
         run_demo(Path("demo"))
     """
+    stages = _stages(folder, seed)
+    if stages[0].result.exists():
+        stages[0].run()  # draws nothing anew, but refuses a folder of another seed
     try:
-        _run_stages(_stages(folder, seed))
+        _run_stages(stages)
     except Interrupted as stop:
         raise Interrupted("the demo stopped behind a checkpoint; the same command goes on from there") from stop
     print(f"\n{write_results(folder, ARMS)}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import timm
@@ -24,7 +25,7 @@ SHOWN = ("detections.png", "genotype.png", "receptive_fields.png")
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A folder in which a demo of a few images stopped before its third network, and then went on; and what it said."""
+    """A folder in which a demo of a few images stopped before its last two networks, and then went on."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "IMAGES", {"classifier": 128, "small": 8, "train": 8, "test": 5})
@@ -38,7 +39,7 @@ def demo(tmp_path_factory):
         assert cli.main(["demo", "--output", str(folder), "--seed", "1"]) == 0
         assert before
         assert all(path.stat().st_mtime_ns == time for path, time in before.items())
-    return folder
+        yield folder
 
 
 def test_it_ends_in_a_table_of_equal_networks_and_pictures(demo):
@@ -61,6 +62,13 @@ def test_a_finished_demo_only_shows_its_table(demo, capsys):
     said = capsys.readouterr().out
     assert (demo / "table.txt").read_text().rstrip() in said
     assert "[1/" not in said
+
+
+def test_a_demo_of_another_seed_needs_another_folder(demo, capsys):
+    before = (demo / "table.txt").read_text()
+    assert cli.main(["demo", "--output", str(demo), "--seed", "2"]) == 2
+    assert re.search("^nats: .*small_data: expected a data set drawn with .*'seed': 2", capsys.readouterr().err)
+    assert (demo / "table.txt").read_text() == before
 
 
 def test_lines_say_which_stage_runs_and_what_is_left(capsys, tmp_path, monkeypatch):
