@@ -76,7 +76,9 @@ class DeployedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pieces: list[Tensor] = []
         for i, step in enumerate(self.steps):
-            pieces.extend(split_channels(step(x), self._sizes[i]))
+            output = step(x)
+            # A split's piece, a view, is never handed out: timm's BasicBlock adds the shortcut to it in place.
+            pieces.extend(split_channels(output, self._sizes[i]) if len(self._sizes[i]) > 1 else [output])
         return pieces[0] if len(pieces) == 1 else torch.cat([pieces[i] for i in self._order], 1)
 
     def extra_repr(self) -> str:

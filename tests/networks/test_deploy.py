@@ -181,6 +181,30 @@ def test_what_can_not_be_absorbed_keeps_the_general_form(options):
     assert deployed[0].conv2.runs == model[0].conv2.runs
 
 
+@pytest.mark.parametrize("dilations", [[(1, 3)], [(1, 1), (3, 3)], [(2, 1), (3, 1), (4, 1)]], ids=str)
+@every_network
+def test_gradients_flow_through_the_deployment_form(name, dilations, build):
+    """As for saliency maps: timm's blocks add their shortcut in place, to what a convolution of few dilations gives."""
+    architecture, options = NETWORKS[name]
+    model = build(architecture, **options)
+    convs = {}
+    for conv in (name for names in searchable_convs(model).values() for name in names):
+        module = model.get_submodule(conv)
+        units = module.groups if module.groups > 1 else module.out_channels
+        cut = units // len(dilations) * (module.out_channels // units)
+        sizes = [cut] * (len(dilations) - 1) + [module.out_channels - cut * (len(dilations) - 1)]
+        convs[conv] = [[size, *dilation] for size, dilation in zip(sizes, dilations, strict=True)]
+    model = transform(model, Genotype(architecture, convs))
+    gradients = []
+    for form in (model, reparameterize_model(model)):
+        x = images().requires_grad_()
+        form(x).square().sum().backward()
+        gradients.append(x.grad)
+    assert difference(gradients[1], gradients[0]) < 1e-9
+    with torch.no_grad():
+        assert difference(reparameterize_model(model)(images()), model(images())) < 1e-9
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("architecture", ["regnety_002", "tf_efficientnet_lite0"])
 def test_other_networks_blocks_keep_the_general_form(architecture, build):
