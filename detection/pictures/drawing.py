@@ -25,9 +25,8 @@ CELL_SIDE = 480  # pixels, of a comparison sheet
 
 SHORT_NAME = 5  # letters; longer names are cut down to their beginning where there is no room
 MASK_OPACITY = 0.45
+# How far the masks of a class's first, second, ... instance go from its colour towards white (1) or black (-1)
 SHADES = (0.0, 0.35, -0.3, 0.55, -0.5)
-"""How far the masks of a class's first, second, ... instance go from its colour towards white (1) or black (-1)."""
-
 
 _Masks = torch.Tensor | np.ndarray | Sequence
 

@@ -352,7 +352,7 @@ def test_voc_names_lose_their_folders(pictures):
     (root / "ImageSets").mkdir()
     (root / "ImageSets" / "train.txt").write_text("a\n../../secret\n/etc/passwd\n")
     raw = read_voc(root, "train")
-    assert [image["file_name"] for image in raw.images] == ["a.png"]
+    assert [image.file_name for image in raw.images] == ["a.png"]
     assert {defect.reason for defect in raw.defects} == {"missing annotation file"}
 
 
@@ -361,10 +361,10 @@ def test_yolo_reads_images_and_labels_where_its_yaml_says_and_no_other_files(pic
     (pictures / "disk" / "b.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     data = pictures / "set" / "data.yaml"
     data.write_text(f"train: {pictures / 'disk'}\nnames: [cat]\n")
-    assert [image["file_name"] for image in read_yolo(data, "train").images] == [str(pictures / "disk" / "b.png")]
+    assert [image.file_name for image in read_yolo(data, "train").images] == [str(pictures / "disk" / "b.png")]
     (pictures / "set" / "list.txt").write_text("/etc/passwd\n")
     data.write_text("train: list.txt\nnames: [cat]\n")
-    assert "expected the path of an image, got '/etc/passwd'" in refusal(read_yolo, data, "train")
+    assert "expected the path of an image, found '/etc/passwd'" in refusal(read_yolo, data, "train")
 
 
 @pytest.mark.parametrize("name", ["a.png", "..png", "...png", "....png.png", "-rf.png", "a\\..\\b.png", " .png"])
