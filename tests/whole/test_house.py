@@ -72,7 +72,7 @@ TESTED_IN = {
     "publishing.collection": "publishing/test_publish.py::test_a_collection_is_a_table",
     "publishing.genotype": "publishing/test_publish.py",
     "version": "whole/test_wheel.py::test_the_installed_wheel_works_from_another_folder",
-    "detection.data.annotations": "detection/data/test_checking.py",
+    "detection.data.annotations": "detection/data_report/test_report.py",
     "detection.data.augment": "detection/data/test_dataset.py",
     "detection.data.defects": "detection/data/test_checking.py",
     "detection.data.formats.coco": "detection/data/test_dataset.py",
