@@ -24,7 +24,7 @@ from ..base.errors import GenotypeError, one_line, short
 from ..base.files import MOST_BYTES, is_deeper, read_json, write_text
 from ..version import __version__
 from .merging import merge_convs
-from .runs import MAX_CHANNELS, MAX_DILATION, PLAIN, Dilation, Run, dilation_order
+from .runs import MAX_CHANNELS, MAX_DILATION, PLAIN, Dilation, Run, Runs
 
 FORMAT = 1
 MAX_FILE_BYTES = MOST_BYTES
@@ -51,7 +51,7 @@ class Genotype:
     """
 
     architecture: str
-    convs: Mapping[str, tuple[Run, ...]]
+    convs: Mapping[str, Runs]
     gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     source: str = field(default="genotype", compare=False, repr=False)
@@ -199,30 +199,31 @@ class Genotype:
         """Share of output channels per dilation, for each convolution (the paper's intensity I^g), in 0..1."""
         shares: dict[str, dict[Dilation, float]] = {}
         for name, runs in self.convs.items():
-            total = sum(run.channels for run in runs)
-            counts: dict[Dilation, int] = {}
-            for run in runs:
-                counts[run.dilation] = counts.get(run.dilation, 0) + run.channels
-            shares[name] = {dilation: counts[dilation] / total for dilation in sorted(counts, key=dilation_order)}
+            counts = runs.counts()
+            shares[name] = {
+                dilation: counts[dilation] / runs.channels for dilation in sorted(counts, key=Dilation.order)
+            }
         return shares
 
     def share_changed(self) -> float:
         """Share of the named convolutions' output channels whose dilation is not (1, 1), in 0..1."""
-        runs = [run for runs in self.convs.values() for run in runs]
-        total = sum(run.channels for run in runs)
-        return sum(run.channels for run in runs if run.dilation != PLAIN) / total if total else 0.0
+        runs = self.all_runs()
+        return (runs.channels - runs.counts()[PLAIN]) / runs.channels if runs else 0.0
+
+    def all_runs(self) -> Runs:
+        """Those of all named convolutions, one after another."""
+        return Runs(run for runs in self.convs.values() for run in runs)
 
     def __str__(self) -> str:
         shares = self.dilation_shares()
-        columns = sorted({d for row in shares.values() for d in row}, key=dilation_order)
+        columns = sorted({d for row in shares.values() for d in row}, key=Dilation.order)
         width = max([len(name) for name in shares] + [11])
-        header = [f"{'convolution':<{width}}  channels"] + [f"{h}x{w}".rjust(6) for h, w in columns]
+        header = [f"{'convolution':<{width}}  channels"] + [str(d).rjust(6) for d in columns]
         lines = [f"{self.architecture}: {len(shares)} convolutions, {self.share_changed():.0%} of channels changed"]
         lines.append("  ".join(header))
         for name, row in shares.items():
-            channels = sum(run.channels for run in self.convs[name])
             cells = [f"{row[d]:.0%}".rjust(6) if d in row else "     ." for d in columns]
-            lines.append("  ".join([f"{name:<{width}}  {channels:>8}", *cells]))
+            lines.append("  ".join([f"{name:<{width}}  {self.convs[name].channels:>8}", *cells]))
         return "\n".join(lines)
 
 
@@ -270,10 +271,10 @@ def _read_provenance(provenance: Any, source: str) -> dict[str, Any]:
     return copy
 
 
-def _read_runs(runs: Any, name: str, source: str) -> tuple[Run, ...]:
+def _read_runs(runs: Any, name: str, source: str) -> Runs:
     if not isinstance(runs, list | tuple) or not runs:
         raise GenotypeError(f"{source}: {name}: expected a non-empty list of runs, found {short(runs)}")
-    return tuple(read_run(run, name, source) for run in runs)
+    return Runs(read_run(run, name, source) for run in runs)
 
 
 def read_run(run: Any, name: str, source: str) -> Run:
@@ -291,7 +292,7 @@ def read_run(run: Any, name: str, source: str) -> Run:
     return Run(*run)
 
 
-def _read_gains(values: Any, name: str, convs: Mapping[str, tuple[Run, ...]], source: str) -> tuple[float, ...]:
+def _read_gains(values: Any, name: str, convs: Mapping[str, Runs], source: str) -> tuple[float, ...]:
     if name not in convs:
         raise GenotypeError(f"{source}: gains name the convolution {name!r}, which is not among convs")
     if not isinstance(values, list | tuple) or len(values) != len(convs[name]):

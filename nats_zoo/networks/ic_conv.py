@@ -11,7 +11,7 @@ import torch
 from ..base.errors import GenotypeError, short
 from ..base.files import read_json
 from ..genotype.genotype import MAX_FILE_BYTES, Genotype, method_of_networks, read_items, read_run
-from ..genotype.runs import Run
+from ..genotype.runs import Runs
 
 
 @method_of_networks
@@ -42,19 +42,19 @@ def _stage_convs_3x3(architecture: str, source: str) -> dict[str, tuple[int, int
     }
 
 
-def _runs(pattern: Any, name: str, out_channels: int, groups: int, source: str) -> tuple[Run, ...]:
-    runs = []
+def _runs(pattern: Any, name: str, out_channels: int, groups: int, source: str) -> Runs:
+    found = []
     for key, channels in read_items(pattern, f"the pattern of {name}", source):
         extra = re.fullmatch(r"\(([0-9]{1,3}), ?([0-9]{1,3})\)", key)
         if not extra:
             raise GenotypeError(f"{source}: {name}: expected keys like '(0, 1)', found {short(key)}")
         if type(channels) is int and channels == 0:
             continue  # the published files list every pattern, used or not
-        runs.append(read_run([channels, int(extra[1]) + 1, int(extra[2]) + 1], name, source))
-    total = sum(run.channels for run in runs)
-    if total == groups > 1:
-        return tuple(run._replace(channels=run.channels * out_channels // groups) for run in runs)
-    if total != out_channels:
+        found.append(read_run([channels, int(extra[1]) + 1, int(extra[2]) + 1], name, source))
+    runs = Runs(found)
+    if runs.channels == groups > 1:
+        return Runs(run._replace(channels=run.channels * out_channels // groups) for run in runs)
+    if runs.channels != out_channels:
         expected = f"{out_channels} channels" if groups == 1 else f"{out_channels} channels or {groups} groups"
-        raise GenotypeError(f"{source}: {name}: its pattern adds up to {total}, expected {expected}")
-    return tuple(runs)
+        raise GenotypeError(f"{source}: {name}: its pattern adds up to {runs.channels}, expected {expected}")
+    return runs

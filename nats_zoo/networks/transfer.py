@@ -11,7 +11,7 @@ from torch import nn
 from ..base.errors import GenotypeError
 from ..base.names import VARIANT_PREFIX
 from ..genotype.genotype import Genotype, method_of_networks
-from ..genotype.runs import PLAIN, Dilation, Run, runs_from_channels
+from ..genotype.runs import PLAIN, Runs
 from ..version import __version__
 from .stages import searchable_convs
 from .transform import architecture_of, transform
@@ -39,7 +39,7 @@ def transfer(genotype: Genotype, architecture: str) -> Genotype:
         return genotype
     if not target_stages:
         raise GenotypeError(f"{genotype.source}: {name} has no convolution that can be regrouped")
-    convs: dict[str, tuple[Run, ...]] = {}
+    convs: dict[str, Runs] = {}
     for stage, blocks in target_stages.items():
         convs |= _transfer_stage(genotype, source_stages.get(stage, []), blocks)
     used = {conv.name for blocks in source_stages.values() for block in blocks for conv in block}
@@ -71,29 +71,16 @@ def _blocks(model: nn.Module) -> dict[int, list[list[_Conv]]]:
     return stages
 
 
-def _transfer_stage(
-    genotype: Genotype, sources: list[list[_Conv]], targets: list[list[_Conv]]
-) -> dict[str, tuple[Run, ...]]:
+def _transfer_stage(genotype: Genotype, sources: list[list[_Conv]], targets: list[list[_Conv]]) -> dict[str, Runs]:
     convs = {}
     for target_block, source_block in _paired(targets, sources):
         for target, source in _paired(target_block, source_block):
-            runs = _transfer_conv(_dilations(genotype, source), target)
-            if any(run.dilation != PLAIN for run in runs):
-                convs[target.name] = runs
+            if source.name in genotype.convs:
+                units = _paired(range(target.units), genotype.convs[source.name].per_channel())
+                runs = Runs.of((dilation for _, dilation in units), each=target.channels // target.units)
+                if set(runs.counts()) != {PLAIN}:
+                    convs[target.name] = runs
     return convs
-
-
-def _transfer_conv(dilations: list[Dilation], target: _Conv) -> tuple[Run, ...]:
-    per_unit = target.channels // target.units
-    return runs_from_channels(
-        dilation for _, dilation in _paired(range(target.units), dilations) for _ in range(per_unit)
-    )
-
-
-def _dilations(genotype: Genotype, conv: _Conv) -> list[Dilation]:
-    """The dilation of each output channel."""
-    runs = genotype.convs.get(conv.name, (Run(conv.channels, *PLAIN),))
-    return [run.dilation for run in runs for _ in range(run.channels)]
 
 
 def _paired(targets: Sequence[Item], sources: Sequence[Any]) -> Iterable[tuple[Item, Any]]:

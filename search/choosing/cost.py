@@ -11,7 +11,6 @@ relative to t_plain, the plain convolution's time.
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...base.errors import NatsError
 from ...base.files import read_json, write_text
 from ...genotype.genotype import Genotype
-from ...genotype.runs import MAX_CHANNELS, MAX_DILATION, PLAIN, Dilation
+from ...genotype.runs import MAX_CHANNELS, PLAIN, Dilation
 from ...networks.transform import check_architecture
 from ..space import SearchError
 
@@ -132,7 +132,7 @@ class CostTable:
             raise SearchError(f"{self.source}: the convolution {unknown[0]!r} was not measured")
         seconds = 0.0
         for name, cost in self.convs.items():
-            channels = _channels_per_dilation(genotype, name) if name in shares else {PLAIN: cost.channels}
+            channels = genotype.convs[name].counts() if name in shares else {PLAIN: cost.channels}
             seconds += self.relative(name, channels) * cost.plain
         return seconds / sum(cost.plain for cost in self.convs.values())
 
@@ -198,9 +198,9 @@ class CostTable:
             raise SearchError(f"{self.source}: the convolution {name!r} was not measured")
         for dilation in dilations:
             if dilation not in self.convs[name].dilations:
-                measured = ", ".join(map(_key, self.convs[name].dilations))
+                measured = ", ".join(str(Dilation(*d)) for d in self.convs[name].dilations)
                 raise SearchError(
-                    f"{self.source}: {name}: the dilation {_key(dilation)} was not measured, only {measured}"
+                    f"{self.source}: {name}: the dilation {Dilation(*dilation)} was not measured, only {measured}"
                 )
         return self.convs[name]
 
@@ -225,7 +225,7 @@ class CostTable:
                 "channels": cost.channels,
                 "plain": cost.plain,
                 "join": cost.join,
-                "dilations": {_key(dilation): list(ab) for dilation, ab in cost.dilations.items()},
+                "dilations": {str(Dilation(*dilation)): list(ab) for dilation, ab in cost.dilations.items()},
             }
             for name, cost in self.convs.items()
         }
@@ -244,17 +244,6 @@ class CostTable:
 
 
 _FACTS = ("architecture", "device", "torch", "size", "batch", "memory_format", "dtype", "threads")
-
-
-def _channels_per_dilation(genotype: Genotype, name: str) -> dict[Dilation, int]:
-    channels: dict[Dilation, int] = {}
-    for run in genotype.convs[name]:
-        channels[run.dilation] = channels.get(run.dilation, 0) + run.channels
-    return channels
-
-
-def _key(dilation: Dilation) -> str:
-    return f"{dilation[0]}x{dilation[1]}"
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -294,7 +283,7 @@ class _Reader:
         pairs = self.object(data["dilations"], f"{name}: dilations")
         dilations = {self.dilation(key, name): self.pair(ab, f"{name}: {key}") for key, ab in pairs.items()}
         if PLAIN not in dilations:
-            raise self.error(f"{name}: dilations", f"{_key(PLAIN)} among them", list(pairs))
+            raise self.error(f"{name}: dilations", f"{PLAIN} among them", list(pairs))
         channels = self.count(data["channels"], f"{name}: channels")
         plain = self.seconds(data["plain"], f"{name}: plain")
         if not plain:
@@ -302,10 +291,10 @@ class _Reader:
         return ConvCost(channels, plain, self.seconds(data["join"], f"{name}: join"), dilations)
 
     def dilation(self, key: str, name: str) -> Dilation:
-        match = re.fullmatch(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})", key)
-        if not match or max(int(match[1]), int(match[2])) > MAX_DILATION:
-            raise self.error(f"{name}: dilations", "keys like '1x3'", key)
-        return int(match[1]), int(match[2])
+        try:
+            return Dilation.parse(key)
+        except NatsError as error:
+            raise self.error(f"{name}: dilations", "keys like '1x3'", key) from error
 
     def pair(self, value: Any, what: str) -> tuple[float, float]:
         if not isinstance(value, list) or len(value) != 2:
@@ -358,14 +347,14 @@ class _Reader:
 
 
 def _format_table(table: CostTable) -> str:
-    dilations = sorted({d for cost in table.convs.values() for d in cost.dilations}, key=lambda d: (d[0] != d[1], d))
+    dilations = sorted({d for cost in table.convs.values() for d in cost.dilations}, key=Dilation.order)
     width = max([len(name) for name in table.convs] + [11])
     height, image_width = table.size
     lines = [
         f"{table.architecture}: {table.batch} x {height}x{image_width}, {table.dtype}, {table.memory_format};"
         f" {table.device}, {table.threads} threads, torch {table.torch}",
         "time of all channels / of a quarter of them, each relative to the plain convolution's share",
-        f"{'convolution':<{width}}  channels  plain ms   join" + "".join(f"{_key(d):>12}" for d in dilations),
+        f"{'convolution':<{width}}  channels  plain ms   join" + "".join(f"{Dilation(*d)!s:>12}" for d in dilations),
     ]
     for name, cost in table.convs.items():
         cells = [_cell(cost, dilation) for dilation in dilations]

@@ -19,8 +19,8 @@ from ...detection.runs.config import RunConfig
 from ...detection.runs.setup import DETECTOR_OPTIONS
 from ...detection.training.config import TrainConfig
 from ...genotype.genotype import Genotype
-from ...genotype.runs import Dilation
-from ...pictures.genotype_chart import KINDS, dilation_kind, genotype_chart, genotype_stages
+from ...genotype.runs import KINDS, Dilation, Runs
+from ...pictures.genotype_chart import genotype_chart, genotype_stages
 from ..config import SearchConfig
 from .outcome import (
     AlphaOutcome,
@@ -364,10 +364,9 @@ def _share_table(genotype: Genotype) -> str:
 
 
 def _share_row(title: str, genotype: Genotype, convs: Iterable[str]) -> str:
-    runs = [run for conv in convs for run in genotype.convs[conv]]
-    total = sum(run.channels for run in runs)
-    counts = {kind: sum(run.channels for run in runs if dilation_kind(run.dilation) == kind) for kind in KINDS}
-    return f"| {title} | {total} | " + " | ".join(f"{count / total:.1%}" for count in counts.values()) + " |"
+    runs = Runs(run for conv in convs for run in genotype.convs[conv])
+    counts = [sum(n for dilation, n in runs.counts().items() if dilation.kind() == kind) for kind in KINDS]
+    return f"| {title} | {runs.channels} | " + " | ".join(f"{count / runs.channels:.1%}" for count in counts) + " |"
 
 
 def _next_steps(run: SearchRun) -> str:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from nats_zoo import Genotype, GenotypeError, RegroupedConv2d, to_plain, transform
-from nats_zoo.genotype.runs import runs_from_channels
+from nats_zoo.genotype.runs import Runs
 from nats_zoo.networks.deployed_conv import DeployedConv2d
 from nats_zoo.networks.regrouped_conv import RegroupedConv2dSame
 from nats_zoo.networks.stages import searchable_convs
@@ -50,7 +50,7 @@ def draw_genotype(model, architecture, seed):
         conv = model.get_submodule(name)
         units = conv.groups if conv.groups > 1 else conv.out_channels
         drawn = [rng.choice(DILATIONS) for _ in range(units)]
-        convs[name] = runs_from_channels(d for d in drawn for _ in range(conv.out_channels // units))
+        convs[name] = Runs.of(drawn, each=conv.out_channels // units)
         gains[name] = [rng.uniform(0.5, 1.5) for _ in convs[name]]
     return Genotype(architecture, convs, gains)
 
