@@ -16,17 +16,16 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
-import timm
-import torch
 from timm.models import split_model_name_tag
 from torch import nn
 
-from ..base.errors import NatsError, one_line
+from ..base.errors import NatsError
 from ..base.names import VARIANT_PREFIX
 from ..folders.find_genotype import find_genotype
 from ..genotype.genotype import Genotype
 from ..genotype.runs import Dilation, Run, Runs
 from ..networks.stages import searchable_convs
+from ..networks.timm_network import meta_network
 from ..networks.transform import transform
 from ..version import __version__
 from .config import DEFAULT_GROUPS
@@ -71,7 +70,7 @@ class Searchable:
         Raises:
             NatsError: an architecture that timm has not, or that can not be searched.
         """
-        body = _meta_network(self.architecture, features_only=True)
+        body = meta_network(self.architecture, features_only=True)
         found = searched_convs(body, self._found_space(), self.convs, self.basic_block)
         names = genotype_names(body, list(found))
         stage_of = {name: stage for stage, members in searchable_convs(body).items() for name in members}
@@ -184,7 +183,7 @@ def shuffled(genotype: Genotype | Mapping | str | os.PathLike, seed: int = 0) ->
         NatsError: no such genotype, or one that does not fit its architecture.
     """
     genotype = find_genotype(genotype)
-    transform(_meta_network(genotype.architecture), genotype)  # refuses what does not fit
+    transform(meta_network(genotype.architecture), genotype)  # refuses what does not fit
     convs, gains = {}, {}
     for name in genotype.convs:
         size = group_size(genotype, name)
@@ -289,16 +288,6 @@ def _genotype(
     provenance = {**provenance, "version": __version__}
     whole = {name: tuple(runs) for name, runs in convs.items()}
     return Genotype(architecture, whole, gains=gains or {}, provenance=provenance)
-
-
-def _meta_network(architecture: str, **options: Any) -> nn.Module:
-    if not timm.is_model(architecture):
-        raise NatsError(f"backbone: timm has no model {architecture!r}")
-    try:
-        with torch.device("meta"):
-            return timm.create_model(architecture, **options)
-    except (RuntimeError, AssertionError, TypeError) as error:  # features_only of a network that has no such form
-        raise NatsError(f"backbone {architecture}: {one_line(error)}") from error
 
 
 def _units(genotype: Genotype, name: str, size: int) -> list[Unit]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
-import torch
 from timm.models.resnet import BasicBlock
 from torch import nn
 
@@ -16,6 +15,7 @@ from ..base.errors import NatsError, short
 from ..base.files import read_yaml
 from ..genotype.runs import PLAIN, Dilation
 from ..networks.stages import searchable_convs
+from ..networks.timm_network import meta_network
 from ..networks.transform import architecture_of
 
 
@@ -160,8 +160,7 @@ def genotype_names(body: nn.Module, names: Sequence[str]) -> dict[str, str]:
     architecture = architecture_of(body)
     if architecture is None or not timm.is_model(architecture):
         return {name: name for name in names}
-    with torch.device("meta"):
-        plain = timm.create_model(architecture)
+    plain = meta_network(architecture)
     flat = {_flat(name): name for name, module in plain.named_modules() if isinstance(module, nn.Conv2d)}
     found = {}
     for name in names:

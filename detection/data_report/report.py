@@ -12,6 +12,7 @@ import numpy as np
 
 from ...base.errors import NatsError
 from ...base.files import write_json
+from ...base.text import text_table
 from ..data.annotations import CLIPPED, ROTATED, CocoAnnotations
 from ..data.defects import Defect, count
 from ..data.opening import Format, detect_format, find_formats, list_splits
@@ -159,12 +160,12 @@ def _aligned(facts: Iterable[tuple[str, str]]) -> list[str]:
     return [f"{name:<19} {value}" for name, value in facts]
 
 
-def _class_table(classes: dict[str, tuple[int, int]], boxes: int) -> Iterator[str]:
-    width = max([19, *(len(name) for name in classes)])
-    yield f"{'class':<{width}} {'boxes':>9} {'share':>7} {'images':>9}"
-    for name, (number, images) in classes.items():
-        share = f"{number / boxes:.1%}" if boxes else "-"
-        yield f"{name:<{width}} {number:>9,} {share:>7} {images:>9,}"
+def _class_table(classes: dict[str, tuple[int, int]], boxes: int) -> list[str]:
+    rows = [
+        (name, f"{number:,}", f"{number / boxes:.1%}" if boxes else "-", f"{images:,}")
+        for name, (number, images) in classes.items()
+    ]
+    return text_table([("class", "boxes", "share", "images"), *rows], "<19", ">9", ">7", ">9", gap=" ")
 
 
 def _defect_lines(defects: Sequence[Defect]) -> Iterator[str]:

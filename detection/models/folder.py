@@ -19,7 +19,7 @@ from ...hub.client import resolve_folder
 from ...pictures import save_chart
 from ...publishing.card import NOT_STATED, Licences, card_metadata, eval_results, render_card
 from ...version import __version__
-from ..metrics import Metrics
+from ..metrics import Metrics, in_percent
 from .config import FRAMEWORKS, DetectorConfig
 from .create import build_detector
 
@@ -178,7 +178,7 @@ def _figures(metrics: Metrics, of: str) -> dict[str, tuple[str, float | None]]:
 
 
 def _overall(values: dict[str, Any]) -> dict[str, str]:
-    return {key: _percent(value) for key, value in values.items() if key not in ("per_class", "mask")}
+    return {key: in_percent(value) for key, value in values.items() if key not in ("per_class", "mask")}
 
 
 def _class_rows(boxes: dict[str, Any], masks: dict[str, Any]) -> list[list[str]]:
@@ -187,9 +187,5 @@ def _class_rows(boxes: dict[str, Any], masks: dict[str, Any]) -> list[list[str]]
     tables = {kind: rows for kind, rows in kinds.items() if rows}
     columns = [(rows, key) for rows in tables.values() for key in ("ap", "ap50")]
     names = dict.fromkeys(name for rows in tables.values() for name in rows)
-    lines = [[name, *(_percent(rows.get(name, {}).get(key)) for rows, key in columns)] for name in names]
+    lines = [[name, *(in_percent(rows.get(name, {}).get(key)) for rows, key in columns)] for name in names]
     return [["class", *(f"{kind}{name}" for kind in tables for name in ("AP", "AP50"))], *lines] if lines else []
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"

@@ -104,7 +104,7 @@ class RunFolder:
         for key in sorted((config.keys() | before.keys()) - FREE_OPTIONS):
             if before.get(key) != config.get(key):
                 name = key if key in config else short(key)  # the file may hold any key
-                was, now = _shown(before.get(key)), _shown(config.get(key))
+                was, now = short(before.get(key)), short(config.get(key))
                 raise RunError(f"{path}: the run was begun with {name}={was} and can not go on with {now}")
 
     @property
@@ -224,11 +224,6 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
         for key, value in entry.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:  # files know no memory format
                 entry[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 300 else short(value)
 
 
 def _is_step(text: str) -> bool:

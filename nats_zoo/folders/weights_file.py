@@ -79,9 +79,8 @@ class WeightsFile:
         if found is None:
             raise NatsError(f"{self.path}: its metadata has no {FINGERPRINT_KEY}, expected weights that nats-zoo saved")
         if found != expected:
-            quoted = found if found.isalnum() and len(found) <= 64 else short(found)
             raise NatsError(
-                f"{self.path}: these weights belong to another genotype: {FINGERPRINT_KEY} is {quoted},"
+                f"{self.path}: these weights belong to another genotype: {FINGERPRINT_KEY} is {short(found)},"
                 f" that of {CONFIG_NAME} is {expected}"
             )
 

@@ -4,16 +4,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import timm
-import torch
 from torch import nn
 
 from ..base.errors import GenotypeError
-from ..base.names import VARIANT_PREFIX
 from ..genotype.genotype import Genotype, method_of_networks
 from ..genotype.runs import PLAIN, Runs
 from ..version import __version__
 from .stages import searchable_convs
+from .timm_network import meta_network
 from .transform import architecture_of, transform
 
 METHOD = "transfer"  # provenance's `method` of what comes out
@@ -30,8 +28,8 @@ class _Conv(NamedTuple):
 @method_of_networks
 def transfer(genotype: Genotype, architecture: str) -> Genotype:
     """See `Genotype.transfer`."""
-    source = _plain_network(genotype.architecture, genotype.source)
-    target = _plain_network(architecture, genotype.source)
+    source = meta_network(genotype.architecture, what=genotype.source, error=GenotypeError)
+    target = meta_network(architecture, what=genotype.source, error=GenotypeError)
     source_stages, target_stages = _blocks(source), _blocks(target)
     transform(source, genotype)  # raises what does not fit
     name = architecture_of(target) or architecture
@@ -47,15 +45,6 @@ def transfer(genotype: Genotype, architecture: str) -> Genotype:
     transferred = Genotype(name, convs, provenance=provenance, source=f"{genotype.source} transferred to {name}")
     transform(target, transferred)  # raises what this network refuses
     return transferred
-
-
-def _plain_network(architecture: str, source: str) -> nn.Module:
-    """timm's network on the meta device; a tag and the prefix of a variant are left out."""
-    name = architecture.partition(".")[0].removeprefix(VARIANT_PREFIX) if isinstance(architecture, str) else ""
-    if not timm.is_model(name):
-        raise GenotypeError(f"{source}: {architecture!r} is no timm model")
-    with torch.device("meta"):
-        return timm.create_model(name)
 
 
 def _blocks(model: nn.Module) -> dict[int, list[list[_Conv]]]:

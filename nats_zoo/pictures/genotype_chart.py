@@ -7,8 +7,6 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import timm
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
@@ -17,7 +15,7 @@ from matplotlib.patches import Patch
 from ..genotype.genotype import Genotype
 from ..genotype.provenance import origin
 from ..genotype.runs import KINDS, PLAIN, Dilation
-from ..networks.stages import searchable_convs
+from ..networks.stages import genotype_stages, split_stage
 from .style import BARS_WIDTH, NARROWEST_BAR, WIDEST_BAR, save_png
 
 LEGEND_ROWS = 16
@@ -81,37 +79,6 @@ def dilation_hatch(dilation: Dilation) -> str | None:
     """
     low, high = sorted(dilation)
     return None if low in (1, high) else "////" if low == 2 else "xxxx"
-
-
-def _split_stage(conv: str) -> tuple[str, str]:
-    """`layer2.0.conv2` -> (`layer2`, `0.conv2`): a stage's name ends with the first part that ends with a digit."""
-    parts = conv.split(".")
-    end = next((i for i, part in enumerate(parts[:-1], start=1) if part[-1:].isdigit()), 0)
-    return ".".join(parts[:end]), ".".join(parts[end:])
-
-
-def genotype_stages(genotype: Genotype) -> dict[str, list[str]]:
-    """The genotype's convolutions by the title of their stage, both in order of appearance.
-
-    Stages are read off the convolutions' names (`layer2`, `s2`, `blocks.2`); where those tell none (VGG's
-    `features.5`), they are timm's.
-    """
-    titles = {conv: _split_stage(conv)[0] for conv in genotype.convs}
-    if not any(titles.values()):
-        titles |= _timm_stages(genotype)
-    stages: dict[str, list[str]] = {}
-    for conv, title in titles.items():
-        stages.setdefault(title, []).append(conv)
-    return stages
-
-
-def _timm_stages(genotype: Genotype) -> dict[str, str]:
-    """Stages of the genotype's convolutions in timm's network; none if timm has no such network."""
-    if not timm.is_model(genotype.architecture):
-        return {}
-    with torch.device("meta"):
-        stages = searchable_convs(timm.create_model(genotype.architecture))
-    return {conv: f"stage {stage}" for stage, convs in stages.items() for conv in convs if conv in genotype.convs}
 
 
 def _bar_places(stages: Mapping[str, Sequence[str]]) -> dict[str, float]:
@@ -182,7 +149,7 @@ def _label_bars(axes: Axes, stages: Mapping[str, Sequence[str]], places: Mapping
 
 
 def _name_in_stage(conv: str, stages: Mapping[str, Sequence[str]]) -> str:
-    stage, name = _split_stage(conv)
+    stage, name = split_stage(conv)
     return name if stage in stages else conv
 
 
