@@ -22,7 +22,7 @@ FARTHEST = 1e6
 # Pixels; pycocotools takes memory in proportion to a polygon's outline, and ends the process when it gets none.
 LONGEST = 4e6
 # Of an image with masks: pycocotools counts pixels in 32 bits.
-MOST_PIXELS = 2**31 - 1
+MAX_PIXELS = 2**31 - 1
 # Compressed run lengths: 5 bits a character from '0' on; the 32 characters from 'P' say that the number goes on.
 _NUMBERS = re.compile(r"(?:[P-o]{0,6}[0-O])+")
 
@@ -87,8 +87,8 @@ def encode(where: str, segmentation: object, height: int, width: int) -> bytes:
     where = f"{where}: segmentation"
     if segmentation is None or segmentation == []:
         raise BadEntry("no mask", f"{where}: expected polygons or run lengths, found {short(segmentation)}")
-    if height * width > MOST_PIXELS:
-        raise _bad(f"{where}: expected an image of at most {MOST_PIXELS} pixels, found {width}x{height}")
+    if height * width > MAX_PIXELS:
+        raise _bad(f"{where}: expected an image of at most {MAX_PIXELS} pixels, found {width}x{height}")
     if isinstance(segmentation, list):
         counts, area = _trace(where, segmentation, height, width)
     elif isinstance(segmentation, dict):

@@ -21,10 +21,10 @@ from .errors import FALSE_KINDS, MISSED_KINDS, ErrorBreakdown, FalsePositive, Mi
 
 BOX_COLOUR, MASK_COLOUR = "#0072B2", "#D55E00"
 LIGHT = "#a9cbe3"
-MOST_PANELS = 100
+MAX_PANELS = 100
 """Classes with a curve of their own; of more, those with the lowest AP50."""
 
-MOST_CONFUSIONS = 15
+MAX_CONFUSIONS = 15
 """Pairs of classes in the report's table."""
 
 SIZES = {"all": "sizes", "small": "below 32² pixels", "medium": "32² to 96²", "large": "above 96²"}
@@ -123,8 +123,8 @@ def _class_curves(evaluation: CocoEvaluation) -> Figure:
     precision = _precision(evaluation.boxes, 0.5)
     shown = _measured(evaluation.boxes)
     total = len(shown)
-    if total > MOST_PANELS:
-        worst = sorted(shown, key=lambda k: precision[:, k].mean())[:MOST_PANELS]
+    if total > MAX_PANELS:
+        worst = sorted(shown, key=lambda k: precision[:, k].mean())[:MAX_PANELS]
         shown = [k for k in shown if k in set(worst)]
     columns = min(max(3, total), 10 if total > 30 else 5)
     rows = math.ceil(len(shown) / columns)
@@ -308,7 +308,7 @@ def _share(part: int, whole: int) -> str:
 
 def _confusion_text(evaluation: CocoEvaluation, errors: ErrorBreakdown) -> str:
     names = {category_id: category["name"] for category_id, category in evaluation.truth.cats.items()}
-    pairs = sorted(errors.confusions.items(), key=lambda each: (-each[1], each[0]))[:MOST_CONFUSIONS]
+    pairs = sorted(errors.confusions.items(), key=lambda each: (-each[1], each[0]))[:MAX_CONFUSIONS]
     rows = [(f"{names[truth]} as {names[found]}", number) for (truth, found), number in pairs]
     return (
         f"### Most frequent confusions\n\n{markdown_table(('object, as what it was found', 'number'), rows)}"

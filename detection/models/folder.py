@@ -26,7 +26,7 @@ from .create import build_detector
 LIBRARY_KEY = "nats_zoo_version"
 FORMAT_KEY = "format"
 FORMAT = 1  # of config.json; a change that older versions would misread raises it
-MOST_BESIDE = 2**26  # numbers that building takes beside those of the weights: a classifier that is thrown away
+MAX_BESIDE = 2**26  # numbers that building takes beside those of the weights: a classifier that is thrown away
 
 
 def save_detector(
@@ -97,7 +97,7 @@ def from_pretrained(
     folder = ModelFolder.open(resolve_folder(source, revision, cache_dir=cache_dir))
     config = read_detector_config(folder)
     folder.check()
-    with bounded(str(folder.config_path), folder.weights.elements + MOST_BESIDE):
+    with bounded(str(folder.config_path), folder.weights.elements + MAX_BESIDE):
         detector = build_detector(config)
     folder.weights.check_shapes({name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()})
     detector.load_state_dict(folder.load())

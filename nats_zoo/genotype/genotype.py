@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..base.errors import GenotypeError, one_line, short
-from ..base.files import MOST_BYTES, is_deeper, read_json, write_text
+from ..base.files import MAX_BYTES, is_deeper, read_json, write_text
 from ..base.reading import Reader
 from ..base.text import text_table
 from ..version import __version__
@@ -28,7 +28,7 @@ from .merging import merge_convs
 from .runs import MAX_CHANNELS, MAX_DILATION, PLAIN, Dilation, Run, Runs
 
 FORMAT = 1
-MAX_FILE_BYTES = MOST_BYTES
+MAX_FILE_BYTES = MAX_BYTES
 MAX_DEPTH = 64  # of provenance: JSON is read and written recursively, and from any depth of the program's own stack
 
 # Methods that look at networks, which this room does not know: `networks` hands them in when nats_zoo is imported.

@@ -39,7 +39,7 @@ FLOORS = (
 )
 # Upward on purpose: `python -m nats_zoo` is the command.
 EXCEPTIONS = {("nats_zoo.__main__", "nats_zoo.cli")}
-MOST_MODULES = 14  # in a folder
+MAX_MODULES = 14  # in a folder
 
 # Where a module is tested that has no test file of its name: in a file that says a name of it, or in that test.
 TESTED_IN = {
@@ -222,7 +222,7 @@ def test_every_floor_is_there():
 
 def test_no_folder_is_crowded():
     folders = [file.parent for file in MODULES.values()]
-    assert {str(folder) for folder in folders if folders.count(folder) > MOST_MODULES} == set()
+    assert {str(folder) for folder in folders if folders.count(folder) > MAX_MODULES} == set()
 
 
 def test_each_module_has_a_test_file_of_its_name_or_says_where_it_is_tested():

@@ -30,9 +30,9 @@ from ..defects import BadEntry, DataError, Defect
 from ..images import ImageIndex, image_stem, is_file
 
 ALL = "all"  # the split of data sets that tell none
-MOST_BYTES = 16 * 2**20  # a larger XML file, list of images or list of classes is refused, unread
-MOST_ELEMENTS = 400_000  # of an XML file: some 30,000 objects
-MOST_LEVELS = 64  # of elements within each other
+MAX_BYTES = 16 * 2**20  # a larger XML file, list of images or list of classes is refused, unread
+MAX_ELEMENTS = 400_000  # of an XML file: some 30,000 objects
+MAX_LEVELS = 64  # of elements within each other
 
 ANNOTATION_FOLDERS = ("Annotations", "annotations_voc", "annotations", "xml", "xmls", "voc", "labels")
 CLASS_FILES = ("labels.txt", "classes.txt")
@@ -213,7 +213,7 @@ def _listed_names(path: Path) -> list[str]:
 
 def _read_lines(path: Path, of: str) -> list[str]:
     try:
-        text = read_limited(path, MOST_BYTES).decode("utf-8-sig")
+        text = read_limited(path, MAX_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected the name of {of} per line: {one_line(error)}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
@@ -301,11 +301,11 @@ def parse_voc(path: Path, one_based: bool | None = None) -> VocAnnotation:
 
 def _parse_xml(path: Path) -> Element:
     try:
-        content = read_limited(path, MOST_BYTES)
+        content = read_limited(path, MAX_BYTES)
     except OSError as error:
         raise BadEntry("unreadable annotation file", f"{path}: can not be read: {error.strerror}") from error
     except TooLargeError as error:
-        raise BadEntry("bad XML", f"{path}: expected at most {MOST_BYTES} bytes of XML") from error
+        raise BadEntry("bad XML", f"{path}: expected at most {MAX_BYTES} bytes of XML") from error
     if not content.strip():
         raise BadEntry("empty XML", f"{path}: expected Pascal VOC's XML, the file is empty")
     builder = _LimitedBuilder()
@@ -331,8 +331,8 @@ class _LimitedBuilder(TreeBuilder):
     def start(self, tag: str, attrs: dict[str, str], /) -> Element:
         self.elements += 1
         self.level += 1
-        if self.elements > MOST_ELEMENTS or self.level > MOST_LEVELS:
-            raise ValueError(f"at most {MOST_ELEMENTS} elements are read, and {MOST_LEVELS} within each other")
+        if self.elements > MAX_ELEMENTS or self.level > MAX_LEVELS:
+            raise ValueError(f"at most {MAX_ELEMENTS} elements are read, and {MAX_LEVELS} within each other")
         return super().start(tag, attrs)
 
     def end(self, tag: str, /) -> Element:

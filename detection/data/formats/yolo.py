@@ -28,8 +28,8 @@ CONFIG_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLITS = ("train", "val", "valid", "validation", "test")
 TOLERANCE = 0.001  # beyond 0..1, in shares of the image: labels are often rounded to three digits
 ROUNDING = 1e-5  # what a box of six digits may jut out by rounding alone; so much is taken off again
-MOST_BYTES = 16 * 2**20  # a larger list or label file is refused, unread
-MOST_CLASSES = 50_000  # of a data.yaml
+MAX_BYTES = 16 * 2**20  # a larger list or label file is refused, unread
+MAX_CLASSES = 50_000  # of a data.yaml
 
 
 class YoloConfig(NamedTuple):
@@ -154,7 +154,7 @@ def _names_classes(path: Path) -> bool:
 
 def _classes(path: Path, content: dict) -> list[str]:
     names, count = content.get("names"), content.get("nc")
-    if names is None and type(count) is int and 0 < count <= MOST_CLASSES:
+    if names is None and type(count) is int and 0 < count <= MAX_CLASSES:
         return [f"class_{number}" for number in range(count)]
     if isinstance(names, dict):
         if set(names) != set(range(len(names))):
@@ -238,7 +238,7 @@ def _list_file(config: YoloConfig, path: Path) -> Iterator[Path]:
 
 def _read_text(path: Path) -> str:
     try:
-        return read_limited(path, MOST_BYTES).decode("utf-8-sig")
+        return read_limited(path, MAX_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise BadEntry("unreadable label file", f"{path}: expected UTF-8 text: {one_line(error)}") from error
 
