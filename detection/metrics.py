@@ -1,7 +1,8 @@
 """Average precision as COCO has it, as plain data with a table."""
 
 import dataclasses
-from collections.abc import Iterable
+
+from ..base.text import text_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +63,16 @@ class Metrics:
             **{"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl"},
             **{"ar_1": "AR1", "ar_10": "AR10", "ar_100": "AR100"},
         }
-        width = max(map(len, ("class", *self.per_class)))
-        overall = [getattr(self, name) for name in headings]
-        lines = [_line(headings.values()), _line(overall), "", f"{'class':<{width}} {_line(('AP', 'AP50'))}"]
-        lines += [f"{name:<{width}} {_line((row['ap'], row['ap50']))}" for name, row in self.per_class.items()]
-        return "\n".join(lines)
+        overall = [[*headings.values()], [in_percent(getattr(self, name)) for name in headings]]
+        rows = [[name, in_percent(row["ap"]), in_percent(row["ap50"])] for name, row in self.per_class.items()]
+        classes = text_table([["class", "AP", "AP50"], *rows], "<", ">6", gap=" ")
+        return "\n".join([*text_table(overall, ">6", gap=" "), "", *classes])
 
 
-def _line(cells: Iterable[str | float | None]) -> str:
-    texts = (cell if isinstance(cell, str) else "-" if cell is None else f"{cell:.1f}" for cell in cells)
-    return " ".join(f"{text:>6}" for text in texts)
+def in_percent(value: float | None) -> str:
+    """Write a metric as tables have it: one digit behind the point, "-" for None.
+
+    >>> in_percent(42.25), in_percent(None)
+    ('42.2', '-')
+    """
+    return "-" if value is None else f"{value:.1f}"

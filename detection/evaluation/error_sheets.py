@@ -17,7 +17,7 @@ from ..pictures.drawing import draw_detections, load_font, shorten
 from .coco import CocoEvaluation, has_masks
 from .errors import FalsePositive, Missed
 
-MOST_ERRORS = 12
+MAX_ERRORS = 12
 COLUMNS = 3
 PANEL = 280
 """Pixels, both sides of one picture of a pair."""
@@ -89,7 +89,7 @@ class ErrorSheets:
         Raises:
             DataError: If an image can not be loaded.
         """
-        shown = errors[:MOST_ERRORS]
+        shown = errors[:MAX_ERRORS]
         columns = min(COLUMNS, len(shown))
         width, height = 2 * PANEL + GAP, PANEL + 2 * CAPTION + 2 * GAP
         top = 3 * HEADING

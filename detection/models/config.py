@@ -15,7 +15,7 @@ TRAINABLE_LAYERS = 3  # torchvision's default for a pretrained backbone
 NORMS = ("frozen", "live", "sync")
 
 # The config may be someone else's: what it may ask for at most. All are far beyond what is of use.
-MOST = {
+MAX = {
     "num_classes": 2**16,
     "fpn_channels": 2**12,
     "head_size": 2**14,
@@ -26,10 +26,10 @@ MOST = {
     "detections": 2**16,
     "trainable_layers": 2**10,
 }
-MOST_ANCHOR = 2**14  # pixels
-MOST_CHARACTERS = 200  # of a class's or the backbone's name
-MOST_CHANNELS = 16  # of an image that is normalised
-MOST_ID = 2**53  # a category's id: what JSON readers of all languages take
+MAX_ANCHOR = 2**14  # pixels
+MAX_CHARACTERS = 200  # of a class's or the backbone's name
+MAX_CHANNELS = 16  # of an image that is normalised
+MAX_ID = 2**53  # a category's id: what JSON readers of all languages take
 
 
 class Framework(NamedTuple):
@@ -140,10 +140,10 @@ class DetectorConfig:
         anchors = self.anchor_sizes or ()
         if len(anchors) != PYRAMID_LEVELS:
             raise NatsError(f"anchor_sizes: expected {PYRAMID_LEVELS}, one per level, found {len(anchors)}")
-        if not 1 <= min(anchors) <= max(anchors) <= MOST_ANCHOR:
-            wrong = next(size for size in anchors if not 1 <= size <= MOST_ANCHOR)
-            raise NatsError(f"anchor_sizes: expected positive numbers, up to {MOST_ANCHOR}, found {short(wrong)}")
-        for key, most in MOST.items():
+        if not 1 <= min(anchors) <= max(anchors) <= MAX_ANCHOR:
+            wrong = next(size for size in anchors if not 1 <= size <= MAX_ANCHOR)
+            raise NatsError(f"anchor_sizes: expected positive numbers, up to {MAX_ANCHOR}, found {short(wrong)}")
+        for key, most in MAX.items():
             value = getattr(self, key)
             if value is None and key == "detections":
                 continue
@@ -156,7 +156,7 @@ class DetectorConfig:
 
     def _check_normalisation(self) -> None:
         mean, std = self.image_mean, self.image_std
-        if not 1 <= len(mean) <= MOST_CHANNELS or len(std) != len(mean):
+        if not 1 <= len(mean) <= MAX_CHANNELS or len(std) != len(mean):
             found = f"{len(mean)} and {len(std)}"
             raise NatsError(f"image_mean, image_std: expected as many numbers as images have channels, found {found}")
         if not all(map(_is_finite, mean)):
@@ -170,12 +170,12 @@ class DetectorConfig:
             if getattr(self, key) and len(getattr(self, key)) != labels:
                 raise NatsError(f"{key}: expected {labels}, one per label, or none, found {len(getattr(self, key))}")
         for name in (*self.classes, self.backbone):
-            if len(name) > MOST_CHARACTERS or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            if len(name) > MAX_CHARACTERS or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
                 key = "backbone" if name is self.backbone else "classes"
-                expected = f"at most {MOST_CHARACTERS} characters, no line breaks or other control characters"
+                expected = f"at most {MAX_CHARACTERS} characters, no line breaks or other control characters"
                 raise NatsError(f"{key}: expected {expected}, found {short(name)}")
-        if self.category_ids and not all(abs(number) <= MOST_ID for number in self.category_ids):
-            raise NatsError(f"category_ids: expected integers of at most {MOST_ID}, found {short(self.category_ids)}")
+        if self.category_ids and not all(abs(number) <= MAX_ID for number in self.category_ids):
+            raise NatsError(f"category_ids: expected integers of at most {MAX_ID}, found {short(self.category_ids)}")
 
     def _check_framework(self) -> None:
         framework = FRAMEWORKS[self.framework]

@@ -19,14 +19,14 @@ from ...hub.client import resolve_folder
 from ...pictures import save_chart
 from ...publishing.card import NOT_STATED, Licences, card_metadata, eval_results, render_card
 from ...version import __version__
-from ..metrics import Metrics
+from ..metrics import Metrics, in_percent
 from .config import FRAMEWORKS, DetectorConfig
 from .create import build_detector
 
 LIBRARY_KEY = "nats_zoo_version"
 FORMAT_KEY = "format"
 FORMAT = 1  # of config.json; a change that older versions would misread raises it
-MOST_BESIDE = 2**26  # numbers that building takes beside those of the weights: a classifier that is thrown away
+MAX_BESIDE = 2**26  # numbers that building takes beside those of the weights: a classifier that is thrown away
 
 
 def save_detector(
@@ -97,7 +97,7 @@ def from_pretrained(
     folder = ModelFolder.open(resolve_folder(source, revision, cache_dir=cache_dir))
     config = read_detector_config(folder)
     folder.check()
-    with bounded(str(folder.config_path), folder.weights.elements + MOST_BESIDE):
+    with bounded(str(folder.config_path), folder.weights.elements + MAX_BESIDE):
         detector = build_detector(config)
     folder.weights.check_shapes({name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()})
     detector.load_state_dict(folder.load())
@@ -178,7 +178,7 @@ def _figures(metrics: Metrics, of: str) -> dict[str, tuple[str, float | None]]:
 
 
 def _overall(values: dict[str, Any]) -> dict[str, str]:
-    return {key: _percent(value) for key, value in values.items() if key not in ("per_class", "mask")}
+    return {key: in_percent(value) for key, value in values.items() if key not in ("per_class", "mask")}
 
 
 def _class_rows(boxes: dict[str, Any], masks: dict[str, Any]) -> list[list[str]]:
@@ -187,9 +187,5 @@ def _class_rows(boxes: dict[str, Any], masks: dict[str, Any]) -> list[list[str]]
     tables = {kind: rows for kind, rows in kinds.items() if rows}
     columns = [(rows, key) for rows in tables.values() for key in ("ap", "ap50")]
     names = dict.fromkeys(name for rows in tables.values() for name in rows)
-    lines = [[name, *(_percent(rows.get(name, {}).get(key)) for rows, key in columns)] for name in names]
+    lines = [[name, *(in_percent(rows.get(name, {}).get(key)) for rows, key in columns)] for name in names]
     return [["class", *(f"{kind}{name}" for kind in tables for name in ("AP", "AP50"))], *lines] if lines else []
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"

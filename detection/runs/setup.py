@@ -54,9 +54,16 @@ def open_split(config: RunConfig, split: str, transforms: Any = None, masks: boo
     """A split of the config's data set; evaluation transforms, and masks if the framework needs them, unless told."""
     masks = config.wants_masks if masks is None else masks
     return formats.open_split(
-        config.data, split, config.format, config.images, transforms, config.skip_bad, config.seed, config.transpose,
-        masks,
-    )  # fmt: skip
+        config.data,
+        split,
+        config.format,
+        images=config.images,
+        transforms=transforms,
+        skip_bad=config.skip_bad,
+        seed=config.seed,
+        transpose=config.transpose,
+        masks=masks,
+    )
 
 
 def describe_split(config: RunConfig, split: str | None) -> str:

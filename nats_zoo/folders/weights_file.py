@@ -18,9 +18,9 @@ from ..genotype.genotype import Genotype
 
 FINGERPRINT_KEY = "genotype_sha256"
 PLAIN_FINGERPRINT = "plain"
-MOST_HEADER_BYTES = 4 * 2**20  # of a file: about 40,000 tensors, ten times what the largest network of timm has
-MOST_DIMENSIONS = 16  # of a tensor
-MOST_NAME = 512  # characters of a tensor's name, which error messages quote
+MAX_HEADER_BYTES = 4 * 2**20  # of a file: about 40,000 tensors, ten times what the largest network of timm has
+MAX_DIMENSIONS = 16  # of a tensor
+MAX_NAME = 512  # characters of a tensor's name, which error messages quote
 
 
 def save_weights(state_dict: Mapping[str, Tensor], path: str | os.PathLike, genotype: Genotype | None) -> None:
@@ -79,9 +79,8 @@ class WeightsFile:
         if found is None:
             raise NatsError(f"{self.path}: its metadata has no {FINGERPRINT_KEY}, expected weights that nats-zoo saved")
         if found != expected:
-            quoted = found if found.isalnum() and len(found) <= 64 else short(found)
             raise NatsError(
-                f"{self.path}: these weights belong to another genotype: {FINGERPRINT_KEY} is {quoted},"
+                f"{self.path}: these weights belong to another genotype: {FINGERPRINT_KEY} is {short(found)},"
                 f" that of {CONFIG_NAME} is {expected}"
             )
 
@@ -126,18 +125,18 @@ def check_header(path: str | os.PathLike) -> None:
     gigabytes, and of a tensor named twice it takes one.
 
     Raises:
-        NatsError: no such file, no header, one of over MOST_HEADER_BYTES, or one that names a tensor twice, gives it
-            more than MOST_DIMENSIONS, or a name that can not be printed.
+        NatsError: no such file, no header, one of over MAX_HEADER_BYTES, or one that names a tensor twice, gives it
+            more than MAX_DIMENSIONS, or a name that can not be printed.
     """
     header = parse_json(_header_bytes(path), f"{path}: not a safetensors file: its header", NatsError)
     if not isinstance(header, dict):
         raise NatsError(f"{path}: not a safetensors file: expected an object as its header, found {short(header)}")
     for name, entry in header.items():
-        if len(name) > MOST_NAME or not name.isprintable():
-            raise NatsError(f"{path}: expected names of at most {MOST_NAME} printable characters, found {short(name)}")
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise NatsError(f"{path}: expected names of at most {MAX_NAME} printable characters, found {short(name)}")
         shape = entry.get("shape") if isinstance(entry, dict) else None
-        if isinstance(shape, list) and len(shape) > MOST_DIMENSIONS and name != "__metadata__":
-            raise NatsError(f"{path}: {name}: expected at most {MOST_DIMENSIONS} dimensions, found {len(shape)}")
+        if isinstance(shape, list) and len(shape) > MAX_DIMENSIONS and name != "__metadata__":
+            raise NatsError(f"{path}: {name}: expected at most {MAX_DIMENSIONS} dimensions, found {len(shape)}")
 
 
 def _header_bytes(path: str | os.PathLike) -> bytes:
@@ -147,9 +146,9 @@ def _header_bytes(path: str | os.PathLike) -> bytes:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
                 raise NatsError(f"{path}: not a safetensors file, or not all of one: it ends within its header")
-            if length > MOST_HEADER_BYTES:
+            if length > MAX_HEADER_BYTES:
                 found = f"found one of {length}"
-                raise NatsError(f"{path}: expected a header of at most {MOST_HEADER_BYTES} bytes, {found}")
+                raise NatsError(f"{path}: expected a header of at most {MAX_HEADER_BYTES} bytes, {found}")
             return file.read(length)
     except FileNotFoundError:
         raise NatsError(f"{path}: no such file") from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import GenotypeError, short
 from ..base.names import HUB_PREFIX, WEIGHTS_NAME
-from ..folders.limits import MOST_ELEMENTS, check_model_args, check_pretrained_cfg, is_on_meta, on_meta
+from ..folders.limits import MAX_ELEMENTS, check_model_args, check_pretrained_cfg, is_on_meta, on_meta
 from ..folders.weights_file import FINGERPRINT_KEY, WeightsFile
 from ..genotype.genotype import Genotype
 from ..hub.client import resolve_folder
@@ -77,7 +77,7 @@ def check_saved_size(build: Callable[[], Any]) -> None:
         build: builds it; called with the meta device, unless modules are built there already.
     """
     if not is_on_meta():
-        with on_meta("config.json", MOST_ELEMENTS):
+        with on_meta("config.json", MAX_ELEMENTS):
             build()
 
 

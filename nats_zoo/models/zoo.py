@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import timm
 
 from ..base.names import VARIANT_PREFIX
-from ..base.text import align_columns
+from ..base.text import text_table
 from ..folders.find_genotype import find_genotype
 from ..genotype.catalogue import DEFAULT_GENOTYPES
 from ..genotype.genotype import Genotype
@@ -79,11 +79,11 @@ def zoo_table(entries: Sequence[Entry]) -> str:
     tags = [[entry.variant, ", ".join(entry.tags)] for entry in entries if entry.tags]
     return "\n".join(
         [
-            *align_columns(rows),
+            *text_table(rows, wrapped=True),
             "",
             "changed: share of the output channels in the genotype's convolutions whose dilation is not 1x1.",
             "",
             "Tags of pretrained weights: timm's, of the plain network; the default comes first.",
-            *align_columns(tags),
+            *text_table(tags, wrapped=True),
         ]
     )

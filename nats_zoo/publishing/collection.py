@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import ModelInfo
 
 from ..base.errors import NatsError
+from ..base.text import text_table
 from ..hub.client import usable_token
 from ..hub.errors import LIBRARY, hub_errors
 from .card import KINDS, TAG
@@ -107,10 +108,7 @@ def collection_table(repositories: Sequence[Repository]) -> str:
     """Show repositories as aligned text."""
     rows: list[tuple[str, ...]] = [("repository", "kind", "network", "AP", "on", "licence", "access", "modified")]
     rows += [_row(repository) for repository in repositories]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(text_table(rows))
 
 
 def _row(repository: Repository) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def calibrate_gains(body: nn.Module, genotype: Genotype, batches: Iterable[Tenso
         SearchError: no batch, or outputs that are not finite.
     """
     _check_network(body, genotype)
-    changed = {name: runs for name, runs in genotype.convs.items() if any(run.dilation != PLAIN for run in runs)}
+    changed = {name: runs for name, runs in genotype.convs.items() if set(runs.counts()) != {PLAIN}}
     if not changed:
         provenance = {key: value for key, value in genotype.provenance.items() if key != "gains"}
         return replace(genotype, gains={}, provenance=provenance)

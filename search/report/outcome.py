@@ -14,8 +14,7 @@ import numpy as np
 from ...base.errors import NatsError
 from ...base.run_log import Record, latest
 from ...genotype.genotype import Genotype
-from ...genotype.runs import PLAIN, Dilation
-from ...pictures.genotype_chart import dilation_name
+from ...genotype.runs import PLAIN, Dilation, Runs
 
 # Alpha did not move: both hold. On the way from uniform (0) to certain (1) the likeliest candidates came less far than
 # UNMOVED_LEAD, in the mean over the groups; and the mean entropy, relative to uniform, is above UNMOVED_ENTROPY. Normal
@@ -196,7 +195,7 @@ def _judge_groups(probabilities: np.ndarray, chosen: np.ndarray) -> dict[str, np
 
 def _chosen(genotype: Genotype, conv: str, candidates: Sequence[Dilation], groups: int) -> np.ndarray:
     """Each group's candidate in the genotype, as an index."""
-    dilations = [run.dilation for run in genotype.convs.get(conv, ()) for _ in range(run.channels)]
+    dilations = genotype.convs.get(conv, Runs()).per_channel()
     size, rest = divmod(len(dilations), groups)
     slices = [set(dilations[size * group : size * (group + 1)]) for group in range(groups)]
     if rest or not all(len(found) == 1 and found <= set(candidates) for found in slices):
@@ -290,7 +289,7 @@ def _unmoved(outcome: AlphaOutcome) -> list[Doubt]:
 
 
 def _collapse(genotype: Genotype) -> list[Doubt]:
-    dilations = {run.dilation for runs in genotype.convs.values() for run in runs}
+    dilations = set(genotype.all_runs().counts())
     if not dilations - {PLAIN}:
         return [
             Doubt(
@@ -302,7 +301,7 @@ def _collapse(genotype: Genotype) -> list[Doubt]:
         return []
     return [
         Doubt(
-            f"collapse: every group took the same dilation, {dilation_name(*dilations)}",
+            f"collapse: every group took the same dilation, {dilations.pop().name()}",
             "Compare it with the plain network; no search by channels was needed to find it.",
         )
     ]

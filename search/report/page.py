@@ -14,13 +14,14 @@ from ...base.errors import NatsError
 from ...base.files import atomic_folder, read_json, write_text
 from ...base.names import VARIANT_PREFIX
 from ...base.run_log import Record, has_key, latest, read_log
-from ...base.text import card_table
+from ...base.text import card_table, markdown_table
 from ...detection.runs.config import RunConfig
 from ...detection.runs.setup import DETECTOR_OPTIONS
 from ...detection.training.config import TrainConfig
 from ...genotype.genotype import Genotype
-from ...genotype.runs import Dilation
-from ...pictures.genotype_chart import KINDS, dilation_kind, genotype_chart, genotype_stages
+from ...genotype.runs import KINDS, Dilation, Runs
+from ...networks.stages import genotype_stages
+from ...pictures.genotype_chart import genotype_chart
 from ..config import SearchConfig
 from .outcome import (
     AlphaOutcome,
@@ -356,18 +357,17 @@ def _share_table(genotype: Genotype) -> str:
     stages = genotype_stages(genotype)
     if not stages:
         return ""
-    rows = [_share_row(_words(stage), genotype, convs) for stage, convs in stages.items()]
+    rows = [_share_row(stage, genotype, convs) for stage, convs in stages.items()]
     if len(stages) > 1:
         rows.append(_share_row("all", genotype, genotype.convs))
-    head = [f"| stage | channels | {' | '.join(KINDS)} |", "|---|" + "---:|" * (1 + len(KINDS))]
-    return "\n".join(["## The genotype\n", "Output channels by kind of dilation.\n", *head, *rows])
+    table = markdown_table(("stage", "channels", *KINDS), rows)
+    return f"## The genotype\n\nOutput channels by kind of dilation.\n\n{table}"
 
 
-def _share_row(title: str, genotype: Genotype, convs: Iterable[str]) -> str:
-    runs = [run for conv in convs for run in genotype.convs[conv]]
-    total = sum(run.channels for run in runs)
-    counts = {kind: sum(run.channels for run in runs if dilation_kind(run.dilation) == kind) for kind in KINDS}
-    return f"| {title} | {total} | " + " | ".join(f"{count / total:.1%}" for count in counts.values()) + " |"
+def _share_row(title: str, genotype: Genotype, convs: Iterable[str]) -> list[str]:
+    runs = Runs(run for conv in convs for run in genotype.convs[conv])
+    counts = [sum(n for dilation, n in runs.counts().items() if dilation.kind() == kind) for kind in KINDS]
+    return [title, str(runs.channels), *(f"{count / runs.channels:.1%}" for count in counts)]
 
 
 def _next_steps(run: SearchRun) -> str:

@@ -13,7 +13,6 @@ from matplotlib.ticker import MaxNLocator
 from ...base.errors import NatsError
 from ...base.run_log import has_key, read_log, series
 from ...genotype.runs import Dilation
-from ...pictures.genotype_chart import dilation_name
 from ...pictures.style import add_colour_bar, draw_panels, finish, plot, plot_loss, save_curves, save_png
 from .outcome import candidate_probabilities
 
@@ -196,7 +195,7 @@ def _heatmap_grid(panels: int, rows_per_panel: int, sharex: bool = True) -> tupl
 
 def _label_heatmap(axes: Axes, conv: str, candidates: Sequence[Dilation]) -> None:
     axes.set_title(conv, fontsize=8)
-    axes.set_yticks(np.arange(len(candidates)) + 0.5, [dilation_name(d) for d in candidates], fontsize=7)
+    axes.set_yticks(np.arange(len(candidates)) + 0.5, [Dilation.name(d) for d in candidates], fontsize=7)
     axes.invert_yaxis()
 
 

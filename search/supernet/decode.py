@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...genotype.genotype import Genotype
-from ...genotype.runs import Dilation, runs_from_channels
+from ...genotype.runs import Runs
 from ...networks.regrouped_conv import RegroupedConv2d
 from .searched_conv import SearchedConv2d
 
@@ -35,16 +35,13 @@ def decode(
         choose: which candidate each group of a convolution takes.
         names: what the genotype calls the convolutions; None: as the supernet does.
     """
-    convs = {
-        (names or {}).get(name, name): runs_from_channels(channel_dilations(conv, choose(name, conv)))
-        for name, conv in searched.items()
-    }
+    convs = {(names or {}).get(name, name): chosen_runs(conv, choose(name, conv)) for name, conv in searched.items()}
     return Genotype(architecture=architecture, convs=convs, provenance=provenance)
 
 
-def channel_dilations(conv: SearchedConv2d, chosen: Tensor) -> list[Dilation]:
-    """The dilation of each output channel, for a candidate per group."""
-    return [conv.candidates[index] for index in conv.per_channel(chosen).tolist()]
+def chosen_runs(conv: SearchedConv2d, chosen: Tensor) -> Runs:
+    """The runs of a searched convolution for a candidate per group."""
+    return Runs.of((conv.candidates[index] for index in chosen.tolist()), each=conv.group_size)
 
 
 @torch.no_grad()
@@ -71,6 +68,5 @@ def decode_network(body: nn.Module, searched: Mapping[str, SearchedConv2d], choo
         plain = conv.to_plain()
         kernel = conv.kernel_rows(channels).clone()
         plain.weight = nn.Parameter(kernel, requires_grad=conv.kernels.requires_grad)
-        runs = runs_from_channels(channel_dilations(conv, chosen))
-        body.set_submodule(name, RegroupedConv2d.from_conv(plain, runs, name=name))
+        body.set_submodule(name, RegroupedConv2d.from_conv(plain, chosen_runs(conv, chosen), name=name))
     return body

@@ -187,7 +187,7 @@ class SearchedConv2d(nn.Module):
         return self.alpha.argmax(1)
 
     def extra_repr(self) -> str:
-        dilations = ", ".join(f"{h}x{w}" for h, w in self.candidates)
+        dilations = ", ".join(str(Dilation(*d)) for d in self.candidates)
         return f"{self.out_channels} channels, {self.num_groups} groups, candidates {dilations}, tied={self.tied}"
 
 
