@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert, box_iou
 
 from ...base.files import read_json, write_json, write_text
+from ...base.text import text_table
 from ...detection.data.dataset import CocoDataset
 from ...detection.data.formats.coco import find_split
 from ...detection.data.relations import DIRECTIONS, centred_image
@@ -187,9 +188,7 @@ def write_results(folder: Path, arms: Sequence[str]) -> str:
     }
     rows = [("", *columns)]
     rows += [(TITLES[arm], *(cell.format(**figures[arm]) for cell in columns.values())) for arm in arms]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-    table = "\n".join("  ".join(cells) for cells in lines)
+    table = "\n".join(text_table(rows, "<", ">"))
     write_text(folder / "table.txt", table + "\n")
     names = list(figures[arms[0]])
     records = [("arm", *names), *((arm, *(f"{figures[arm][key]:.6g}" for key in names)) for arm in arms)]

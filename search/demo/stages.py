@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...base.errors import Interrupted
 from ...base.files import write_text
 from ...detection.data.relations import draw_relations
-from ...detection.runs.loop import Interrupted
 from ...detection.training.config import TrainConfig
 from ...detection.training.trainer import Trainer
 from ..config import SearchConfig
