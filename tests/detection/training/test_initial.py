@@ -172,7 +172,7 @@ def test_a_trained_detector_takes_another_genotype_with_all_its_weights_and_reca
     assert all(key.startswith("backbone.body") for key in moved)
     assert {key.rpartition(".")[2] for key in moved} - {"num_batches_tracked"} == {"running_mean", "running_var"}
     assert regrouped.config.genotype["convs"] == wide.to_dict()["convs"]
-    assert regrouped.backbone.body.layer2[0].conv1.dilations == {(1, 3)}
+    assert regrouped.backbone.body.layer2[0].conv1.runs.counts() == {(1, 3): 48}
 
 
 def test_a_genotype_of_another_network_does_not_fit(saved, tmp_path):
