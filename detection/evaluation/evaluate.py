@@ -19,11 +19,9 @@ from ..runs.setup import create_accelerator
 from .coco import CocoEvaluation, evaluate, has_masks, load_results, save_results
 from .predict import predict
 
-REPORT_OUTPUT = "evaluation"
-"""The output folder of a report when none is named."""
+REPORT_OUTPUT = "evaluation"  # the output folder of a report when none is named
 
-SHOWN_NAMES = 5
-"""Of a detector's classes, in a message."""
+SHOWN_NAMES = 5  # of a detector's classes, in a message
 
 
 def evaluate_model(
@@ -120,7 +118,7 @@ def _predicted_run(
 
 
 def match_classes(detector: nn.Module, dataset: CocoDataset) -> tuple[int | None, ...]:
-    """Finds the data set's category for each of a detector's labels 1, 2, ..., by the names of classes.
+    """Find the data set's category for each of a detector's labels 1, 2, ..., by the names of classes.
 
     Args:
         detector: what `from_pretrained` returned. One whose config names no classes must have as many as the data

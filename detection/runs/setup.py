@@ -47,7 +47,7 @@ def open_run_folder(config: RunConfig, accelerator: Accelerator) -> RunFolder:
     return RunFolder(config.output, config.to_dict(), config.resume, accelerator.is_main_process, config.tensorboard)
 
 
-def open_split(config: RunConfig, split: str, transforms: Any = None, masks: bool | None = None) -> CocoDataset:
+def open_run_split(config: RunConfig, split: str, transforms: Any = None, masks: bool | None = None) -> CocoDataset:
     """A split of the config's data set; evaluation transforms, and masks if the framework needs them, unless told."""
     masks = config.wants_masks if masks is None else masks
     return formats.open_split(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...detection.data.augment import train_transforms
 from ...detection.evaluation.evaluate import evaluate_detector, log_record
 from ...detection.models.create import resized_batches
-from ...detection.runs.facts import report_data
+from ...detection.runs.facts import log_data
 from ...detection.runs.folder import RunError, pack_optimizer, unpack_optimizer
 from ...detection.runs.loop import EpochLoader, ResumableLoop, StopRequest, cosine, set_lr
 from ...detection.runs.setup import (
@@ -170,7 +170,7 @@ class Searcher(ResumableLoop):
         data = {self.config.train_split: self.data}
         if self.config.val_split and self.val_data is not None:
             data[self.config.val_split] = self.val_data
-        report_data(self.folder, self.accelerator, data)
+        log_data(self.folder, self.accelerator, data)
 
     def begin_epoch(self) -> None:
         """Remeasure every candidate's statistics: the kernels have drifted."""
