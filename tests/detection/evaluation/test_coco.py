@@ -286,7 +286,8 @@ def test_a_mask_of_another_size_than_its_image_is_refused(dataset, masked):
     content = dataset.to_coco()
     results = with_masks(content, displaced_truth(content, spread=3))
     results[2]["segmentation"]["size"].reverse()
-    expected = r"^found.json: results\[2\]: segmentation: size: expected \[153, 161\], image 70's .* found \[161, 153\]$"
+    place = r"^found.json: results\[2\]: segmentation: size: "
+    expected = place + r"expected \[153, 161\], image 70's .* found \[161, 153\]$"
     with pytest.raises(DataError, match=expected):
         evaluate(masked, results, source="found.json")
 
