@@ -90,7 +90,8 @@ TESTED_IN = {
     "detection.prediction.predict": "detection/prediction/test_prediction.py",
     "detection.runs.config": "cli/test_commands.py::test_bad_options_are_refused_in_one_line",
     "detection.runs.curves": "pictures/test_genotype_chart.py",
-    "detection.runs.facts": "detection/training/test_initial.py::test_training_goes_on_from_a_detector_on_the_hub_and_remembers_which",
+    "detection.runs.facts": "detection/training/test_initial.py"
+    "::test_training_goes_on_from_a_detector_on_the_hub_and_remembers_which",
     "detection.runs.loop": "detection/training/test_trainer.py",
     "detection.runs.processes": "whole/test_scale_out.py::test_a_launcher_can_end_processes_that_wait_in_vain",
     "detection.runs.setup": "detection/training/test_trainer.py",
