@@ -174,7 +174,11 @@ def test_prints_a_table_and_writes_csv(genotype_file, tmp_path):
     [
         (["--model", "resnet18"], "resnet18: expected one of nats_resnet"),
         (["--model", "nats_vit"], "nats_vit: expected one of nats_resnet"),
-        (["--genotype", "absent.json"], "absent.json: no such genotype"),
+        pytest.param(
+            ["--genotype", "absent.json"],
+            "absent.json: no published genotype",
+            id="flags2-absent.json: no such genotype",
+        ),
         (["--model", "nats_resnet50", "--genotype", "FILE"], "'resnet18'"),
     ],
 )

@@ -171,7 +171,9 @@ def test_modes_of_searches(study, planned):
         (["--arms", "plain", "--shares", "{3: {1x1: 1}}"], "shares: expected both the arm and the option"),
         (["--arms", "shares", "--shares", "{3: {1x1: 0.4}}"], "stage 3: its shares add up to 0.4"),
         (["--arms", "shares", "--shares", "{3: ["], "shares: not YAML"),
-        (["--arms", "file:no.json"], "no.json: no such genotype file"),
+        pytest.param(
+            ["--arms", "file:no.json"], "no.json: no published genotype", id="further9-no.json: no such genotype file"
+        ),
         (["--data", "nowhere"], "data: nowhere: no such folder"),
         (["--backbone", "resnet8"], "resnet8"),
         (["--search-mode", "greedy"], "greedy"),
