@@ -731,10 +731,10 @@ def test_a_token_is_neither_printed_nor_written(models, tmp_path):
 
 
 def test_a_command_is_recorded_without_secrets(monkeypatch):
-    from nats_zoo.cli import commands as cli
+    from nats_zoo.cli.command import typed_command
 
     monkeypatch.setattr(sys, "argv", ["nats", "train", "--init", f"https://me:{TOKEN}@hub/org/name"])
-    assert cli._typed_command() == "nats train --init https://***@hub/org/name"
+    assert typed_command() == "nats train --init https://***@hub/org/name"
 
 
 def test_an_error_of_the_client_is_quoted_without_secrets(caplog, capsys):
