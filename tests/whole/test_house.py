@@ -226,6 +226,21 @@ def test_every_floor_is_there():
     assert [room for rooms in FLOORS for room in rooms if room not in MODULES] == []
 
 
+def test_the_picture_of_the_floors_shows_them_all():
+    """The lines of CONTRIBUTING.md, from the top down, are the floors."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    picture = text[text.index("    nats_zoo.cli") : text.index("Where does a change go?")].splitlines()
+    rooms, package = [], ""
+    for line in filter(None, map(str.strip, picture)):
+        if line.startswith("---"):
+            package = line.strip("-").split(":")[0].split()[0]
+        else:
+            names = line.split("   ")[0].split(" | ")
+            rooms.append({f"{package}.{name}".strip(".") for name in names})
+    floors = [set(floor) - {"nats_zoo.__main__"} for floor in reversed(FLOORS) if not set(floor) & {*PACKAGES}]
+    assert rooms == floors
+
+
 def test_no_folder_is_crowded():
     folders = [file.parent for file in MODULES.values()]
     assert {str(folder) for folder in folders if folders.count(folder) > MAX_MODULES} == set()
