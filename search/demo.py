@@ -17,7 +17,8 @@ from ..detection.data.formats.coco import find_split
 from ..detection.evaluation.evaluate import evaluate_model
 from ..detection.metrics import Metrics, in_percent
 from ..detection.models.folder import from_pretrained
-from ..detection.pictures.drawing import comparison_sheet, draw_detections
+from ..detection.pictures.drawing import draw_detections
+from ..detection.pictures.sheet import comparison_sheet
 from ..detection.prediction.predict import detect, draw_found, open_image
 from ..detection.training.config import TrainConfig
 from ..detection.training.trainer import Trainer

@@ -93,6 +93,7 @@ TESTED_IN = {
     "detection.pictures.label_placement": "detection/pictures/test_drawing.py",
     "detection.prediction.pipeline": "detection/prediction/test_prediction.py",
     "detection.prediction.predict": "detection/prediction/test_prediction.py",
+    "detection.pictures.sheet": "detection/pictures/test_drawing.py",
     "detection.runs.config": "cli/test_commands.py::test_bad_options_are_refused_in_one_line",
     "detection.runs.curves": "pictures/test_genotype_chart.py",
     "detection.runs.facts": "detection/training/test_initial.py"
