@@ -1,8 +1,8 @@
-"""Statistics of small paired comparisons, and of genotypes that several seeds found. Needs scipy: pip install 'nats-zoo[benchmarks]'.
+"""Statistics of small paired comparisons, and of genotypes that several seeds found.
 
 Differences are taken within blocks (same training seed, same data), so that what a block has in common cancels. Few
 blocks show little: at a standard deviation of 0.8 of the differences, a true difference of 1 is seen at the 5% level
-in 24% of studies of 3 blocks, 56% of 5, 86% of 8.
+in 24% of studies of 3 blocks, 56% of 5, 86% of 8. Needs scipy: pip install 'nats-zoo[benchmarks]'.
 """
 
 import math
