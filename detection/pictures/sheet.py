@@ -18,7 +18,7 @@ class Cell(NamedTuple):
     """A picture with the lines that are written under it, the first in black and others in grey.
 
     Example:
-        Cell(Image.open("photo.jpg"), ("photo.jpg", "3 objects"))
+        >>> Cell(Image.open("photo.jpg"), ("photo.jpg", "3 objects"))
     """
 
     picture: Image.Image
@@ -37,7 +37,7 @@ def write_sheet(
         titles: of the columns.
 
     Example:
-        write_sheet("sheet.png", {"train": [Cell(Image.open("photo.jpg"), ("photo.jpg",))]}, columns=4)
+        >>> write_sheet("sheet.png", {"train": [Cell(Image.open("photo.jpg"), ("photo.jpg",))]}, columns=4)
     """
     large, small = load_font(HEADING), load_font(CAPTION)
     columns = min(columns, max(map(len, sections.values())))
@@ -80,7 +80,7 @@ def comparison_sheet(columns: Mapping[str, Sequence[Image.Image]], path: str | o
         NatsError: no images, or columns of different lengths.
 
     Example:
-        comparison_sheet({"plain": [Image.open("a.png")], "NATS": [Image.open("b.png")]}, "sheet.png")
+        >>> comparison_sheet({"plain": [Image.open("a.png")], "NATS": [Image.open("b.png")]}, "sheet.png")
     """
     lengths = {title: len(images) for title, images in columns.items()}
     if not lengths or 0 in lengths.values() or len(set(lengths.values())) > 1:
