@@ -4,7 +4,6 @@ import csv
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,9 @@ from torch import nn
 
 from nats_zoo import Genotype, NatsError, RegroupedConv2d
 from nats_zoo.search.space import SPACES
+from tests.support.paths import ROOT
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "latency.py"
+SCRIPT = ROOT / "benchmarks" / "latency.py"
 
 
 @pytest.fixture(scope="module")

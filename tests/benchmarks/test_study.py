@@ -22,8 +22,9 @@ from nats_zoo import Genotype, NatsError
 from nats_zoo.detection import TrainConfig, Trainer
 from nats_zoo.detection.data.drawn import draw_dataset
 from nats_zoo.search.controls import Searchable, random, shuffled, uniform
+from tests.support.paths import ROOT
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 SMALL = {
     "fpn_channels": 16,
     "head_size": 16,

@@ -42,8 +42,8 @@ from nats_zoo.models.named import find_network
 from nats_zoo.publishing.genotype import genotype_files, save_genotype_folder
 from nats_zoo.search.space import find_space
 from tests.support.hub_server import OWNER_TOKEN, HubServer
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 GENOTYPE = Genotype("test_resnet", {"layer3.0.conv2": [[44, 1, 1], [4, 1, 3]]})
 TINY = {"fpn_channels": 8, "head_size": 8, "min_size": 32, "max_size": 48, "weights": None}
 TOKEN = "hf_" + "aB3" * 11 + "q"  # as long as the Hub's
