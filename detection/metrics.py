@@ -10,21 +10,25 @@ class Metrics:
     """COCO's metrics in percent, of boxes unless said otherwise. None: there is no such object to be found.
 
     Attributes:
-        ap: Average precision, mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over classes; of each class the 100
+        ap: average precision, mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over classes; of each class the 100
             best boxes per image.
-        ap50: At IoU 0.50.
-        ap75: At IoU 0.75.
-        ap_small: Of objects below 32 x 32 pixels.
-        ap_medium: Of objects between 32 x 32 and 96 x 96 pixels.
-        ap_large: Of objects above 96 x 96 pixels.
-        ar_1: Average recall with at most one box per image.
-        ar_10: With at most 10.
-        ar_100: With at most 100.
-        ar_small: Of small objects, at most 100.
-        ar_medium: Of medium objects.
-        ar_large: Of large objects.
+        ap50: at IoU 0.50.
+        ap75: at IoU 0.75.
+        ap_small: of objects below 32 x 32 pixels.
+        ap_medium: of objects between 32 x 32 and 96 x 96 pixels.
+        ap_large: of objects above 96 x 96 pixels.
+        ar_1: average recall with at most one box per image.
+        ar_10: with at most 10.
+        ar_100: with at most 100.
+        ar_small: of small objects, at most 100.
+        ar_medium: of medium objects.
+        ar_large: of large objects.
         per_class: `{"ap": ..., "ap50": ...}` by class name, in order of category id.
-        mask: The same of masks; None: there are no masks to be compared.
+        mask: the same of masks; None: there are no masks to be compared.
+
+    Example:
+        >>> metrics = Metrics.from_dict(json.loads(Path("runs/nats/metrics.json").read_text()))
+        >>> print(metrics.table())
     """
 
     ap: float | None
@@ -43,17 +47,17 @@ class Metrics:
     mask: "Metrics | None" = None
 
     def to_dict(self) -> dict:
-        """Returns plain data that JSON can hold."""
+        """Plain data that JSON can hold."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict) -> "Metrics":
-        """Returns what `to_dict` was called on; data written before there were masks has no `mask`."""
+        """What `to_dict` was called on; data written before there were masks has no `mask`."""
         mask = data.get("mask")
         return cls(**{**data, "mask": None if mask is None else cls.from_dict(mask)})
 
     def table(self) -> str:
-        """Returns a text table: all objects and objects by size, recall, and a line per class; boxes, then masks."""
+        """A text table: all objects and objects by size, recall, and a line per class; boxes, then masks."""
         if self.mask is None:
             return self._table()
         return f"boxes\n{self._table()}\n\nmasks\n{self.mask._table()}"

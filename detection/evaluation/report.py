@@ -21,14 +21,12 @@ from .errors import FALSE_KINDS, MISSED_KINDS, ErrorBreakdown, FalsePositive, Mi
 
 BOX_COLOUR, MASK_COLOUR = "#0072B2", "#D55E00"
 LIGHT = "#a9cbe3"
-MAX_PANELS = 100
-"""Classes with a curve of their own; of more, those with the lowest AP50."""
-
-MAX_CONFUSIONS = 15
-"""Pairs of classes in the report's table."""
+MAX_PANELS = 100  # classes with a curve of their own; of more, those with the lowest AP50
+MAX_CONFUSIONS = 15  # pairs of classes in the report's table
 
 SIZES = {"all": "sizes", "small": "below 32² pixels", "medium": "32² to 96²", "large": "above 96²"}
 
+# File name, kind of error and heading of each sheet.
 SHEETS = {
     "false_positives": ("background", "False positives on the background, the highest score first"),
     "duplicates": ("duplicate", "Objects found once more, the highest score first"),
@@ -36,23 +34,22 @@ SHEETS = {
     "localisation": ("localisation", "Badly placed boxes, the highest score first"),
     "missed": ("unseen", "Objects that were not seen at all, the largest first"),
 }
-"""File name, kind of error and heading of each sheet."""
 
 
 def write_report(folder: str | Path, dataset: CocoDataset, evaluation: CocoEvaluation, title: str) -> ErrorBreakdown:
-    """Writes report.md, errors.json and the pictures that it shows, in place of an earlier report.
+    """Write report.md, errors.json and the pictures that it shows, in place of an earlier report.
 
     Args:
-        folder: Is created.
-        dataset: The images; without random transforms.
-        evaluation: Of results on that data set.
-        title: What was evaluated on what.
+        folder: is created.
+        dataset: the images; without random transforms.
+        evaluation: of results on that data set.
+        title: what was evaluated on what.
 
     Returns:
         The errors in numbers.
 
     Raises:
-        DataError: If an image can not be loaded.
+        DataError: if an image can not be loaded.
     """
     metrics, errors = evaluation.metrics(), find_errors(evaluation)
     with atomic_folder(folder) as new:
@@ -62,11 +59,10 @@ def write_report(folder: str | Path, dataset: CocoDataset, evaluation: CocoEvalu
     return errors
 
 
-Picture = tuple[str, str]
-"""A file's name and its heading."""
+Picture = tuple[str, str]  # a file's name and its heading
 
 
-# Charts
+# --- charts -----------------------------------------------------------------------------------------------------------
 
 
 def _draw_charts(folder: Path, evaluation: CocoEvaluation, metrics: Metrics) -> Iterable[Picture]:
@@ -212,7 +208,7 @@ def _size_counts(evaluation: CocoEvaluation) -> dict[str, int]:
     return {label: int(((areas >= least) & (areas <= most)).sum()) for label, (least, most) in ranges}
 
 
-# Sheets of errors
+# --- sheets of errors -------------------------------------------------------------------------------------------------
 
 
 def _draw_sheets(
@@ -227,7 +223,7 @@ def _draw_sheets(
             yield f"{name}.png", heading
 
 
-# Text
+# --- text -------------------------------------------------------------------------------------------------------------
 
 
 def _text(

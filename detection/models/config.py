@@ -4,11 +4,12 @@ import dataclasses
 import math
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin
 
 from ...base.errors import NatsError, short
+from .options import DetectorOptions
 
 PYRAMID_LEVELS = 5
 TRAINABLE_LAYERS = 3  # torchvision's default for a pretrained backbone
@@ -62,53 +63,31 @@ FRAMEWORKS = {
 
 
 @dataclass(frozen=True)
-class DetectorConfig:
+class DetectorConfig(DetectorOptions):
     """All that is needed to build a detector's modules; its JSON form is a detector folder's config.json.
 
-    None stands for the framework's or torchvision's default.
+    Beside `DetectorOptions`, whose null, None, stands for the framework's or torchvision's default:
 
     Attributes:
-        framework: one of `FRAMEWORKS`.
-        backbone: timm model name.
         num_classes: classes including the background, which is label 0.
         genotype: the genotype's JSON form, or None for a plain network.
-        fpn_channels: channels of the feature pyramid, and of the heads of RetinaNet and FCOS.
-        head_size: width of the box heads' two hidden layers, in R-CNNs.
-        roi_samples: regions per image on which the box head is trained, in R-CNNs.
-        masks: whether the detector finds masks too.
-        mask_channels: channels of the mask head's four convolutions.
-        trainable_layers: stages of the backbone, from the end, that are trained.
         norm: the backbone's batch norms: "frozen" (statistics and affine part), "live", or "sync" (live, with
             statistics over all processes).
-        min_size, max_size: the image is resized so that its short side is min_size pixels, unless its long side
-            would then exceed max_size.
-        anchor_sizes: side of the anchors in pixels of the resized image, one per pyramid level (RetinaNet: of the
-            smallest of three). FCOS: the unit of a level's distances; a level finds objects of 4 to 8 times that size.
-        score_thresh: detections with a lower score are not returned.
-        nms_thresh: of two detections of a class with a higher IoU, only the better one is returned.
-        detections: how many an image has at most.
         image_mean, image_std: normalisation of RGB images in 0..1.
         classes: names of the labels 1, 2, ...; may be empty.
         category_ids: the data set's ids of the labels 1, 2, ...; may be empty.
+
+    Example:
+        >>> config = DetectorConfig("fasterrcnn", "resnet50", num_classes=3, classes=("cat", "dog"))
+        >>> DetectorConfig.from_dict(config.to_dict()) == config
     """
 
     framework: str
     backbone: str
     num_classes: int
     genotype: dict[str, Any] | None = None
-    fpn_channels: int = 256
-    head_size: int = 1024
-    roi_samples: int = 512
-    masks: bool | None = None
-    mask_channels: int = 256
-    trainable_layers: int = TRAINABLE_LAYERS
+    trainable_layers: int = field(default=TRAINABLE_LAYERS, kw_only=True)
     norm: str = "frozen"
-    min_size: int = 800
-    max_size: int = 1333
-    anchor_sizes: tuple[int, ...] | None = None
-    score_thresh: float | None = None
-    nms_thresh: float | None = None
-    detections: int | None = None
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     classes: tuple[str, ...] = ()
@@ -213,6 +192,7 @@ _EXPECTED = {
     int: "an integer",
     float: "a number",
     tuple[int, ...]: "a list of integers",
+    tuple[int, int, int, int, int]: "a list of integers",
     tuple[float, ...]: "a list of numbers",
     tuple[str, ...]: "a list of strings",
     dict[str, Any]: "an object",

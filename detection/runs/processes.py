@@ -18,12 +18,8 @@ from ...base.errors import NatsError
 if TYPE_CHECKING:
     from accelerate.utils import InitProcessGroupKwargs
 
-TIMEOUT = timedelta(minutes=15)
-"""How long a process waits for another one: longer than the main one's downloads, as a rule."""
-
-LAUNCHER_PATIENCE = 25.0
-"""Seconds between a launcher's SIGTERM and our own end; it sends SIGKILL after 30."""
-
+TIMEOUT = timedelta(minutes=15)  # for another process: longer than the main one's downloads, as a rule
+LAUNCHER_PATIENCE = 25.0  # seconds between a launcher's SIGTERM and our own end; it sends SIGKILL after 30
 BAD_EXIT = 2
 
 

@@ -7,7 +7,7 @@ from ...base.errors import NatsError
 from ..runs.config import RunConfig, check_at_least
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):
     """Train a detector on boxes, and on masks where the framework finds them.
 
@@ -42,6 +42,10 @@ class TrainConfig(RunConfig):
             steps; evaluation, best/ and model/ are then of the averaged weights. null: none.
         eval_every: epochs between evaluations on val_split.
         early_stop: end the run after so many evaluations without a higher AP; null: never.
+
+    Example:
+        >>> config = TrainConfig(data="my_data", output="runs/nats", genotype="runs/search", epochs=12)
+        >>> Trainer(config).run()
     """
 
     val_split: str | None = "val"

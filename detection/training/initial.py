@@ -16,15 +16,11 @@ from ..models.backbone import create_body
 from ..models.config import DetectorConfig
 from ..models.create import assemble, build_detector, freeze, recalibrate_backbone
 from ..models.folder import from_pretrained, read_detector_config
+from ..models.options import DETECTOR_OPTIONS, FIXED_OPTIONS
 from ..runs.config import RunConfig
 
-# What the detector is made of: an option that says otherwise is refused.
-FIXED_OPTIONS = ("framework", "backbone", "masks", "fpn_channels", "head_size", "mask_channels", "anchor_sizes")
-# What does not change its weights: an option that is not at its default takes the place of the detector's own.
-FREE_OPTIONS = (
-    *("trainable_layers", "norm", "min_size", "max_size", "roi_samples"),
-    *("score_thresh", "nms_thresh", "detections"),
-)
+# What the weights do not belong to: an option that is not at its default takes the place of the detector's own.
+CHANGEABLE_OPTIONS = ("norm", *(name for name in DETECTOR_OPTIONS if name not in FIXED_OPTIONS))
 SHOWN_NAMES = 5
 
 
@@ -99,7 +95,7 @@ def find_initial(init: str, config: RunConfig) -> InitialDetector:
     folder = resolve_folder(init)
     origin = read_detector_config(folder)
     _check_options(init, origin, config)
-    changed = {name: getattr(config, name) for name in FREE_OPTIONS if not _is_default(config, name)}
+    changed = {name: getattr(config, name) for name in CHANGEABLE_OPTIONS if not _is_default(config, name)}
     genotype = getattr(config, "genotype", None)
     if genotype is not None:
         changed["genotype"] = find_genotype(genotype).to_dict()

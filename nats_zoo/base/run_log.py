@@ -17,7 +17,7 @@ MAX_BYTES = 2**29  # of a log: millions of records
 
 # Keys of any record whose value is a number, if there is one.
 NUMBERS = (
-    *("loss", "lr", "AP", "AP50", "AP75", "mask_AP", "alpha_loss", "entropy", "share_changed"),
+    *("loss", "lr", "AP", "AP50", "AP75", "mask_AP", "alpha_loss", "entropy", "share_changed", "temperature"),
     *("trial", "changes", "predicted", "actual", "held_back_loss"),
 )
 

@@ -20,7 +20,8 @@ from ...detection.data.formats.coco import find_split
 from ...detection.data.relations import DIRECTIONS, centred_image
 from ...detection.evaluation.evaluate import evaluate_model
 from ...detection.models.folder import from_pretrained
-from ...detection.pictures.drawing import comparison_sheet, load_font
+from ...detection.pictures.drawing import load_font
+from ...detection.pictures.sheet import comparison_sheet
 from ...genotype.genotype import Genotype
 from ...networks.erf import plain_and_nats_fields
 from ...pictures.genotype_chart import genotype_chart

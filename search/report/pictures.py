@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from ...base.errors import NatsError
 from ...base.run_log import has_key, read_log, series
 from ...genotype.runs import Dilation
 from ...pictures.style import add_colour_bar, draw_panels, finish, plot, plot_loss, save_curves, save_png
-from .outcome import candidate_probabilities
+from ..supernet.searched_conv import log_probabilities
 
 LABEL_SIZE = (24, 12)  # of a number beside a point, width and height in dots of the screen
 SEARCH_CURVES = ("loss", "alpha_loss", "entropy", "share_changed")
@@ -78,11 +79,11 @@ def alpha_heatmaps(
     if not history or not candidates:
         raise NatsError("alpha_heatmaps: expected at least one snapshot and one convolution")
     edges = _edges([float(snapshot["epoch"]) for snapshot in history])
-    divisors = np.ones(len(history)) if temperatures is None else np.asarray(temperatures, dtype=float)
-    means = {
-        conv: len(dilations) * _mean_probabilities([snapshot["alpha"][conv] for snapshot in history], divisors)
-        for conv, dilations in candidates.items()
-    }
+    divisors = torch.tensor(temperatures or [1.0] * len(history), dtype=torch.float64)[:, None, None]
+    means = {}
+    for conv, dilations in candidates.items():
+        alpha = torch.tensor(np.array([snapshot["alpha"][conv] for snapshot in history], dtype=float))
+        means[conv] = len(dilations) * log_probabilities(alpha, divisors).exp().mean(1).T.numpy()
     figure, grid = _heatmap_grid(len(means), max(map(len, candidates.values())))
     figure.supxlabel("epoch", fontsize=9)
     # at least twice the uniform probability, so that an undecided search does not look like a decided one
@@ -171,11 +172,6 @@ def _label_points(axes: Axes, trials: Iterable[Mapping[str, Any]]) -> None:
         if "changes" in trial and all((np.abs(dots - other) > LABEL_SIZE).any() for other in written):
             axes.annotate(f"{trial['changes']}", place, xytext=(6, 5), textcoords="offset points", fontsize=7)
             written.append(dots)
-
-
-def _mean_probabilities(snapshots: Sequence[Any], temperatures: np.ndarray) -> np.ndarray:
-    """Alpha over time, (snapshots, groups, candidates), to mean probabilities, (candidates, snapshots)."""
-    return candidate_probabilities(snapshots, temperatures[:, None, None]).mean(axis=1).T
 
 
 def _heatmap_grid(panels: int, rows_per_panel: int, sharex: bool = True) -> tuple[Figure, np.ndarray]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ...detection.data.dataset import CocoDataset
 from ...detection.models.folder import read_detector_config
-from ...detection.runs.setup import create_run_detector, in_memory_format, open_split
+from ...detection.runs.setup import create_run_detector, in_memory_format, open_run_split
 from ...detection.training.initial import find_initial, with_classes
 from ...hub.client import resolve_folder
 from ..config import SearchConfig
@@ -23,7 +23,7 @@ def open_search_split(config: SearchConfig, split: str, transforms: Any = None) 
         NatsError: no such data or detector.
     """
     masks = None if config.init is None else read_detector_config(resolve_folder(config.init)).masks
-    return open_split(config, split, transforms, masks)
+    return open_run_split(config, split, transforms, masks)
 
 
 def create_search_detector(config: SearchConfig, data: CocoDataset, accelerator: Accelerator) -> nn.Module:

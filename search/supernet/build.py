@@ -1,6 +1,5 @@
 """The supernet: a network whose searched convolutions hold all their candidate dilations."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from ...genotype.runs import Dilation
 from ...networks.batch_norm import evaluation_mode
 from ..space import SearchError, count_groups
-from .searched_conv import MixtureConv2d, Moments, SampledConv2d, SearchedConv2d, SensitivityConv2d
+from .searched_conv import MixtureConv2d, Moments, SampledConv2d, SearchedConv2d, SensitivityConv2d, relative_entropy
 
 Mode = Literal["mixture", "sampled", "sensitivity"]
 Norm = Literal["calibrated", "live", "frozen"]
@@ -58,6 +57,10 @@ def build_supernet(
     Raises:
         SearchError: no such convolution, a split that does not fit, or no batch norm behind a convolution that is to
             be calibrated.
+
+    Example:
+        >>> body = timm.create_model("resnet50", pretrained=True).eval()
+        >>> searched = build_supernet(body, searched_convs(body, find_space("C")), groups=16, mode="sampled")
     """
     modules = dict(body.named_modules())
     for name in convs:
@@ -135,6 +138,9 @@ def calibrate(
         searched: its searched convolutions.
         batches: images (N, 3, H, W) as the backbone sees them.
         before_batch: called before each of them; in sampled mode it draws the candidates.
+
+    Example:
+        >>> calibrate(body, searched.values(), batches, before_batch=lambda: draw_pairs(searched.values(), seed))
     """
     searched = list(searched)
     for conv in searched:
@@ -150,7 +156,12 @@ def calibrate(
 
 
 def draw_pairs(searched: Iterable[SearchedConv2d], *seeds: int) -> None:
-    """Draw the candidates of a sampled supernet's groups, as a function of the seeds; nothing to do in other modes."""
+    """Draw the candidates of a sampled supernet's groups, as a function of the seeds; nothing to do in other modes.
+
+    Example:
+        >>> draw_pairs(searched.values(), seed, step)
+        >>> body(images)
+    """
     generator = torch.Generator()
     for number, conv in enumerate(searched):
         if isinstance(conv, SampledConv2d):
@@ -166,17 +177,15 @@ def _mixed(*seeds: int) -> int:
     return mixed
 
 
-def relative_entropy(conv: SearchedConv2d) -> Tensor:
-    """Entropy of each group's probabilities, (groups,), relative to uniform: 1 at the start, 0 when decided."""
-    log_p = conv.log_probabilities()
-    uniform = math.log(max(log_p.shape[1], 2))  # a single candidate is decided: 0 / log 2
-    return -(log_p.exp() * log_p).sum(1) / uniform
+def mean_entropy(searched: Iterable[SearchedConv2d]) -> Tensor:
+    """Mean relative entropy over all groups of all convolutions: a scalar with a gradient."""
+    return torch.cat([relative_entropy(conv.log_probabilities()) for conv in searched]).mean()
 
 
 @torch.no_grad()
 def entropy(searched: Iterable[SearchedConv2d]) -> float:
-    """Mean relative entropy over all groups."""
-    return torch.cat([relative_entropy(conv).float() for conv in searched]).mean().item()
+    """The same as a number."""
+    return mean_entropy(searched).item()
 
 
 @torch.no_grad()

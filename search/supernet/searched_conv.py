@@ -5,6 +5,7 @@ no candidate's output has to be kept for the backward pass.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,23 @@ from torch import Tensor, nn
 from ...genotype.runs import Dilation
 from ...networks.geometry import split_channels
 from ...networks.regrouped_conv import RegroupedConv2d
+
+
+def log_probabilities(alpha: Tensor, temperature: float | Tensor) -> Tensor:
+    """log softmax(alpha / temperature) over the last axis, that of the candidates."""
+    return (alpha / temperature).log_softmax(-1)
+
+
+def relative_entropy(log_p: Tensor) -> Tensor:
+    """Entropy of probabilities over the last axis, relative to uniform: 1 at the start, 0 when decided.
+
+    Args:
+        log_p: their logarithms, (..., candidates).
+
+    Example:
+        >>> relative_entropy(log_probabilities(torch.zeros(16, 9), temperature=1.0))  # 16 ones
+    """
+    return -(log_p.exp() * log_p).sum(-1) / math.log(max(log_p.shape[-1], 2))  # of one candidate: 0 / log 2
 
 
 class SearchedConv2d(nn.Module):
@@ -39,6 +57,10 @@ class SearchedConv2d(nn.Module):
 
     Shape:
         as the convolution.
+
+    Example:
+        >>> conv = MixtureConv2d(nn.Conv2d(8, 8, 3, padding=1), ((1, 1), (1, 3)), num_groups=2, tied=True, eps=None)
+        >>> conv.log_probabilities().exp()  # (2, 2), each 1/2
     """
 
     alpha_betas = (0.9, 0.999)  # of alpha's Adam
@@ -75,7 +97,7 @@ class SearchedConv2d(nn.Module):
 
     def log_probabilities(self) -> Tensor:
         """log softmax(alpha / temperature): (groups, candidates)."""
-        return (self.alpha / self.temperature).log_softmax(1)
+        return log_probabilities(self.alpha, self.temperature)
 
     def per_channel(self, per_group: Tensor) -> Tensor:
         """(groups, ...) -> (out_channels, ...)."""
@@ -192,7 +214,12 @@ class SearchedConv2d(nn.Module):
 
 
 class MixtureConv2d(SearchedConv2d):
-    """Mixture mode, the paper's: y_i = sum_g softmax_g(alpha_i)^g y_i^g, all candidates at full width."""
+    """Mixture mode, the paper's: y_i = sum_g softmax_g(alpha_i)^g y_i^g, all candidates at full width.
+
+    Example:
+        >>> conv = MixtureConv2d(nn.Conv2d(8, 8, 3, padding=1), ((1, 1), (1, 3)), num_groups=2, tied=False, eps=None)
+        >>> conv(torch.rand(1, 8, 32, 32)).mean().backward()  # conv.alpha.grad: (2, 2)
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         self.measure(x)
@@ -212,6 +239,11 @@ class SampledConv2d(SearchedConv2d):
     w = (1 - p_a)(1 - p_b) / (2 - p_a - p_b). The probability of the pair, drawn without replacement, is
     p_a p_b (2 - p_a - p_b) / ((1 - p_a)(1 - p_b)); so the expectation of alpha's gradient over all pairs is
     sum_b p_a p_b <dL/dy, y_a - y_b>: the mixture's, for a loss that is linear in y.
+
+    Example:
+        >>> conv = SampledConv2d(nn.Conv2d(8, 8, 3, padding=1), ((1, 1), (1, 3)), num_groups=2, tied=True, eps=None)
+        >>> conv.draw(torch.Generator().manual_seed(0))
+        >>> y = conv(torch.rand(1, 8, 32, 32))
     """
 
     alpha_betas = (0.0, 0.999)  # stale momentum would move candidates that were not drawn
@@ -262,6 +294,11 @@ class SensitivityConv2d(SearchedConv2d):
         scores: sum of the scores of all batches since `begin_scoring`, (groups, candidates), in float64.
         measures_all: whether calibration measures all candidates, or the current ones only, which is all that a pass
             without scoring needs.
+
+    Example:
+        >>> conv = SensitivityConv2d(nn.Conv2d(8, 8, 3, padding=1), ((1, 1), (1, 3)), num_groups=2, tied=True, eps=None)
+        >>> scores = score(conv, {"conv": conv}, [lambda: conv(torch.rand(1, 8, 32, 32)).square().mean()])
+        >>> scores["conv"]  # (2, 2): what each change would do to the loss
     """
 
     measures_all = True

@@ -2,7 +2,7 @@
 
 import csv
 import importlib.util
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import timm
@@ -11,8 +11,9 @@ from accelerate.state import AcceleratorState
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nats_zoo.detection.data.drawn import draw_dataset
+from tests.support.paths import ROOT
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "training.py"
+SCRIPT = ROOT / "benchmarks" / "training.py"
 TINY = ["--min-size", "64", "--max-size", "96", "--fpn-channels", "16", "--head-size", "16", "--roi-samples", "16"]
 TINY += ["--batch", "2", "--steps", "2", "--rounds", "2", "--warmup", "1", "--threads", "1"]
 
@@ -101,8 +102,7 @@ def test_both_loops_take_the_same_images_and_train(benchmark, flags, tmp_path):
 
 
 def test_boxes_and_labels_are_those_of_our_data_set(benchmark, flags, tmp_path):
-    config = benchmark.create_config(benchmark.parse_args(flags), str(tmp_path))
-    config.flip = 0.0
+    config = replace(benchmark.create_config(benchmark.parse_args(flags), str(tmp_path)), flip=0.0)
     trainer = benchmark.TimedTrainer(config, Rounds(1, benchmark.Done), 2)
     for index, image_id in enumerate(trainer.train_data.image_ids):
         (image, target), (pixels, found) = trainer.train_data[index], trainer.bare.data[image_id]

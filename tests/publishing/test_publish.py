@@ -16,8 +16,8 @@ from nats_zoo.cli import main
 from nats_zoo.detection import Metrics, create_detector, save_detector
 from nats_zoo.publishing.genotype import save_genotype_folder
 from tests.support.hub_server import OWNER_TOKEN, HubProcess, run_script
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 CONVS = {"layer3.0.conv2": [[128, 1, 1], [128, 2, 3]]}
 GENOTYPE = Genotype("resnet18", CONVS, provenance={"method": "sampled", "command": "nats search --data d --output s"})
 OTHER = Genotype("resnet18", {"layer3.0.conv2": [[128, 1, 1], [128, 3, 3]]}, provenance={"method": "random"})

@@ -9,6 +9,7 @@ import pytest
 
 from nats_zoo import Genotype, save_backbone
 from tests.support.hub_server import OWNER_TOKEN, HubProcess, run_script
+from tests.support.paths import ROOT
 
 GENOTYPE = Genotype("test_resnet", {"layer2.0.conv2": [(16, 1, 1), (32, 1, 3)]}, provenance={"method": "by hand"})
 CONTROL = """
@@ -129,7 +130,7 @@ def folder(tmp_path_factory) -> Path:
 
 def run(script: str, hub: HubProcess, path: Path, folder: Path, xet: bool = False) -> dict:
     """What a script prints as JSON."""
-    arguments = [Path(__file__).parents[2], folder, path / "hub"]
+    arguments = [ROOT, folder, path / "hub"]
     done = run_script(CONTROL + script, hub.client_environment(path / "home", xet=xet), *arguments, timeout=170)
     assert OWNER_TOKEN not in done.stdout + done.stderr
     return json.loads(done.stdout)

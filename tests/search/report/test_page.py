@@ -245,6 +245,14 @@ def test_a_temperature_that_falls_is_the_last_one_at_the_end(report):
     assert (report.folder / "report" / "alpha.png").read_bytes() == falling
 
 
+def test_a_logged_temperature_counts_and_not_that_of_the_options(report):
+    records = [alpha_record(epoch, logs(PROBABILITIES, temperature=0.2)) | {"temperature": 0.2} for epoch in (7, 10)]
+    _, page = report([*loss_records(), *records], temperature=3.0, final_temperature=0.01)
+    assert table(page)["relative entropy of the probabilities"].startswith("0.760 ")
+    with pytest.raises(NatsError, match=r"log\.jsonl: temperature: expected a finite number above 0, found 0"):
+        report([*loss_records(), alpha_record(10, logs(PROBABILITIES)) | {"temperature": 0}])
+
+
 # --- warnings ---------------------------------------------------------------------------------------------------------
 
 
