@@ -1,4 +1,4 @@
-"""Commands to begin with: recipes, and the whole path on a drawn data set."""
+"""Commands to begin with: recipes, and the demo on drawn images."""
 
 from .command import Command
 from .recipes import FOLDER, copy_recipe, read_recipe, recipe_head, recipe_names, recipe_title
@@ -24,5 +24,5 @@ COMMANDS = {
     "recipes": Command(
         "YAML files for --config: the paper's rows and others, ready to run", "cli.start:recipes", words=("names",)
     ),
-    "demo": Command("the whole path on a drawn data set, without a download", "search.demo:run_demo"),
+    "demo": Command("what dilations do for a detector, on drawn images, without a download", "search.demo:run_demo"),
 }
