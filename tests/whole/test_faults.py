@@ -196,7 +196,6 @@ def test_a_killed_publisher_leaves_nothing_half_done_and_is_repeated(cases):
 
 def test_a_client_that_may_use_xet_publishes_to_a_hub_without_it(folder, tmp_path):
     with HubProcess(tmp_path / "hub") as hub:
-        hub.behave(xet=False)
         found = run(XET, hub, tmp_path, folder, xet=True)
     assert found["result"].startswith(f"{hub.url}/org/one/commit/")
     assert found["commits"] == 2
@@ -208,6 +207,7 @@ def test_a_client_that_may_use_xet_publishes_to_a_hub_without_it(folder, tmp_pat
 def test_publishing_and_pulling_by_xet_are_whole_after_a_publisher_was_killed(folder, tmp_path):
     pytest.importorskip("hf_xet")
     with HubProcess(tmp_path / "hub") as hub:
+        hub.behave(xet=True)
         found = run(BY_XET, hub, tmp_path, folder, xet=True)
     assert found["killed"]["before"] == [1, 1, 1], "killed while uploading bytes, their places, and while committing"
     assert "/commit/" in found["killed"]["result"]
