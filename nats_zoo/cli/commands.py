@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 from ..base.errors import NatsError, redact
 
+Runtime = Literal["onnxruntime", "openvino", "torch"]
+
 BAD_INPUT = 2
 INTERRUPTED = 130  # what shells report for Ctrl-C
 OUTPUT_CLOSED = 141  # what they report for a command whose reader has gone
@@ -101,7 +103,7 @@ def _run_command(name: str, arguments: list[str]) -> int:
 def _allow_bare_flags(parser: Any) -> None:
     """Let `--fixed` stand for `--fixed true`."""
     for action in parser._actions:
-        if action.option_strings and getattr(action, "_typehint", None) is bool:
+        if action.option_strings and getattr(action, "_typehint", None) in (bool, bool | None):
             action.nargs, action.const = "?", True
 
 
@@ -152,6 +154,19 @@ def _predict(parser: Any) -> Callable[[Any], None]:
         if not named["images"]:
             raise NatsError(f"images: expected some beside the model, {named['model']}; see nats predict --help")
         predict(**named)
+
+    return run
+
+
+def _export(parser: Any) -> Callable[[Any], None]:
+    # By hand, as no parameter can have the name that the option has.
+    parser.add_function_arguments(export, as_group=False, as_positional=True, skip={"runtime"})
+    help = "what is to run it: chooses the format and form that were measured to be best there."
+    parser.add_argument("--for", type=Runtime | None, default=None, help=help)
+
+    def run(options: Any) -> None:
+        named = options.as_dict()
+        export(runtime=named.pop("for"), **named)
 
     return run
 
@@ -260,9 +275,7 @@ def control(
     options |= {"convs": convs, "basic_block": basic_block, "dilation": dilation, "shares": shares}
     options |= {"genotype": genotype}
     made = make_control(kind, {key: value for key, value in options.items() if value is not None}, seed)
-    target = _output_file(output or f"{made.architecture}_{kind}_{dilation or seed}.json")
-    made.save(target)
-    print(f"{made}\n\ngenotype: {target}")
+    _save_genotype(made, output or f"{made.architecture}_{kind}_{dilation or seed}.json")
 
 
 def profile(
@@ -406,7 +419,8 @@ def export(
     size: int | tuple[int, int] = 224,
     fixed: bool = False,
     opset: int | None = None,
-    deploy: bool = False,
+    deploy: bool | None = None,
+    runtime: Runtime | None = None,
 ) -> None:
     """Write a backbone as a file for other runtimes, and check that it gives the same outputs there.
 
@@ -423,23 +437,24 @@ def export(
         fixed: one image of that size only, instead of any batch and any size from 64 pixels (of some networks: any
             multiple of 32).
         opset: of ONNX; default: torch's choice.
-        deploy: deployment form first: batch norms folded, channels sorted by dilation.
+        deploy: deployment form first: batch norms folded, channels sorted by dilation; default: false, or as --for has
+            it.
+        runtime: what is to run it: chooses the format and form that were measured to be best there.
     """
     import torch
-    from timm.utils import reparameterize_model
 
     from ..models.named import create_backbone, find_source
-    from ..networks.export import SUFFIXES, describe_file, format_of
+    from ..networks.deploy import in_form
+    from ..networks.export import SUFFIXES, choose_form, describe_file, format_of
     from ..networks.export import export as export_network
 
     source = find_source(model, genotype)
-    if format == "auto":
+    if format == "auto" and (output is not None or runtime is None):
         format = "onnx" if output is None else format_of(output)
+    format, form = choose_form(runtime, format, deploy)
     target = _output_file(output or source.label + SUFFIXES[format])
     torch.manual_seed(0)  # of random weights
-    network = create_backbone(source, weights, with_classifier=outputs == "logits")
-    if deploy:
-        network = reparameterize_model(network)
+    network = in_form(create_backbone(source, weights, with_classifier=outputs == "logits"), form)
     written = export_network(network, target, format, size, source.in_channels, not fixed, opset)
     print(*describe_file(network, target, written), sep="\n")
 
@@ -555,30 +570,104 @@ def _with_revision(model: str, revision: str | None) -> str:
 
 
 def convert(
-    checkpoint: str,
-    output: str = "detector",
+    source: str,
+    output: str | None = None,
     backbone: str = "resnet50",
     classes: tuple[str, ...] | None = None,
     epsilon: float | None = None,
+    pattern: str | None = None,
+    checkpoint: str | None = None,
 ) -> None:
-    """Write a torchvision detector's checkpoint as a detector folder, with the same outputs.
+    """Write a torchvision detector's checkpoint as a detector folder, with the same outputs, or what Inception
+    Convolution published as a genotype file or backbone folder.
 
     Args:
-        checkpoint: a .pth file of fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn or
+        source: a .pth file of fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn or
             fcos_resnet50_fpn, of torchvision's reference training or with the state dict alone, or a .safetensors file;
-            or the name of weights that torchvision downloads (FasterRCNN_ResNet50_FPN_Weights.COCO_V1).
-        output: the folder, as nats train writes one.
+            or the name of weights that torchvision downloads (FasterRCNN_ResNet50_FPN_Weights.COCO_V1); or the word
+            ic_conv, for --pattern and --checkpoint.
+        output: the folder, as nats train writes one, or genotype file; default: detector, backbone, or the pattern's
+            name with the suffix _genotype.json.
         backbone: timm name of a ResNet with the same layers.
         classes: names of the labels 1, 2, ...; default: COCO's, if there are 90.
         epsilon: of the backbone's batch norms in torchvision; default: 0 for published checkpoints that were trained
             so, else 1e-5.
+        pattern: of ic_conv: its pattern file; alone it becomes a genotype file.
+        checkpoint: of ic_conv: the classifier's that was trained with the pattern, or a detector's on it; becomes a
+            backbone folder.
     """
+    if source == "ic_conv":
+        if classes is not None or epsilon is not None:
+            raise NatsError("classes, epsilon: are for detectors of torchvision, not for ic_conv")
+        return _convert_ic_conv(pattern, checkpoint, backbone, output)
+    if pattern is not None or checkpoint is not None:
+        raise NatsError(f"pattern, checkpoint: are for nats convert ic_conv, found nats convert {source}")
     from ..detection.models.convert import from_torchvision
     from ..detection.models.folder import save_detector
 
-    detector = from_torchvision(checkpoint, backbone, classes, epsilon)
-    folder = save_detector(detector, output)
+    detector = from_torchvision(source, backbone, classes, epsilon)
+    folder = save_detector(detector, output or "detector")
     print(f"{detector.config.framework} on {backbone}, {detector.config.num_classes - 1} classes: {folder}")
+
+
+def _convert_ic_conv(pattern: str | None, checkpoint: str | None, backbone: str, output: str | None) -> None:
+    from ..base.run_facts import BaseWeights, RunFacts
+    from ..genotype.genotype import Genotype
+    from ..models.ic_conv import from_ic_conv_checkpoint
+    from ..publishing.backbone import save_backbone
+
+    if pattern is None:
+        raise NatsError("pattern: expected Inception Convolution's pattern file, as of its checkpoint")
+    if checkpoint is None:
+        genotype = Genotype.from_ic_conv(pattern, backbone)
+        return _save_genotype(genotype, output or f"{Path(pattern).stem}_genotype.json")
+    model = from_ic_conv_checkpoint(pattern, checkpoint, backbone)
+    base = BaseWeights(name=f"Inception Convolution's {Path(checkpoint).name}")
+    folder = save_backbone(model, output or "backbone", run=RunFacts(command=_typed_command(), base=base))
+    head = f"{model.num_classes} classes" if model.num_classes else "no classifier"
+    print(f"{model.genotype}\n\n{backbone} with Inception Convolution's weights, {head}: {folder}")
+
+
+def transfer(genotype: str, architecture: str, output: str | None = None) -> None:
+    """Take a genotype over to another network, by stage, relative depth and relative channel position.
+
+    Args:
+        genotype: whatever nats show takes.
+        architecture: timm name of the network that is to have it.
+        output: JSON file; default: the network's name with the suffix _transfer.json, in the working folder.
+    """
+    from ..folders.find_genotype import find_genotype
+
+    _save_genotype(find_genotype(genotype).transfer(architecture), output or f"{architecture}_transfer.json")
+
+
+def merge(genotype: str, max_dilations: int, output: str | None = None) -> None:
+    """Find the nearest genotype with at most so many different dilations in each convolution.
+
+    Args:
+        genotype: whatever nats show takes.
+        max_dilations: in a convolution; those that move its channels least are kept.
+        output: JSON file; default: the genotype's name with the number, in the working folder.
+    """
+    from ..folders.find_genotype import find_genotype
+    from ..models.named import genotype_name
+
+    found = find_genotype(genotype)
+    _save_genotype(found.merge(max_dilations), output or f"{genotype_name(found)}_k{max_dilations}.json")
+
+
+def _merge(parser: Any) -> Callable[[Any], None]:
+    # By hand, for the short -k.
+    parser.add_function_arguments(merge, as_group=False, as_positional=True, skip={"max_dilations"})
+    help = "most dilations in a convolution; those that move its channels least are kept."
+    parser.add_argument("-k", "--max_dilations", type=int, required=True, help=help)
+    return lambda options: merge(**options.as_dict())
+
+
+def _save_genotype(genotype: Any, output: str) -> None:
+    target = _output_file(output)
+    genotype.save(target)
+    print(f"{genotype}\n\ngenotype: {target}")
 
 
 def data(
@@ -670,8 +759,10 @@ COMMANDS = {
     "recipes": Command("YAML files for --config: the paper's rows and others, ready to run", _recipes),
     "evaluate": Command("COCO metrics of a detector or a results file", _from_function(evaluate)),
     "predict": Command("draw what a detector finds on images and videos", _predict),
-    "convert": Command("a torchvision detector's checkpoint as a detector folder", _from_function(convert)),
-    "export": Command("a backbone as ONNX, torch.export or TorchScript file", _from_function(export)),
+    "convert": Command("torchvision's detectors and Inception Convolution's files as ours", _from_function(convert)),
+    "transfer": Command("a genotype on another network", _from_function(transfer)),
+    "merge": Command("a genotype with fewer dilations", _merge),
+    "export": Command("a backbone as ONNX, torch.export or TorchScript file", _export),
     "publish": Command("put a backbone, detector or genotype on the Hugging Face Hub", _publish),
     "collection": Command("what an organisation has published of the zoo", _from_function(collection)),
     "demo": Command("the whole path on a drawn data set, without a download", _from_function(demo)),
