@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 BAD_INPUT = 2
-SMALL = "--min_size 64 --max_size 96 --fpn_channels 16 --head_size 16 --roi_samples 16 --batch_size 2"
+SMALL = "--data data --backbone resnet18 --weights weights --min_size 64 --max_size 96 --fpn_channels 16 --head_size 16 --roi_samples 16 --batch_size 2"
 DRAW = """
 import json
+import timm
 from nats_zoo.detection.data.drawn import draw_dataset
 draw_dataset("data", train=4, val=2, test=2, size=64, distance=8)
+timm.models.save_for_hf(timm.create_model("resnet18", zero_init_last=False), "weights", safe_serialization=True)
 widths = [64] * 3 + [128] * 4 + [256] * 6 + [512] * 3  # of a ResNet-50's 3x3 convolutions
 json.dump([{"(0, 0)": 40, "(1, 2)": width - 40} for width in widths], open("pattern.json", "w"))
 """
@@ -50,14 +52,12 @@ STEPS = (
     Step("recipes"),
     Step("recipes small_data", ["recipes/small_data.yaml"]),
     Step(
-        f"search --data data --backbone resnet18 --space A --groups 2 --epochs 1 --alpha_from 0 --workers 0 {SMALL}"
-        " --output runs/search",
+        f"search --space A --groups 2 --epochs 1 --workers 0 {SMALL} --output runs/search",
         ["runs/search/genotype.json"],
     ),
     # Two loading processes, which Windows and macOS spawn.
     Step(
-        f"train --data data --backbone resnet18 --genotype runs/search --epochs 1 --workers 2 {SMALL}"
-        " --output runs/train",
+        f"train --genotype runs/search --epochs 1 --workers 2 {SMALL} --output runs/train",
         ["runs/train/model/model.safetensors"],
     ),
     Step("evaluate runs/train/model data --workers 0 --output evaluated", ["evaluated/metrics.json"]),

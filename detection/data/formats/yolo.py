@@ -255,7 +255,7 @@ def _list_file(config: YoloConfig, path: Path) -> Iterator[Path]:
 
 
 def _relative(path: Path, root: Path) -> str:
-    return os.path.relpath(path, root) if path.is_relative_to(root) else str(path)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 # Labels
