@@ -24,6 +24,8 @@ file is written after each measurement, so that an interrupted run keeps what it
 """
 
 import argparse
+import copy
+import functools
 import itertools
 import random
 import statistics
@@ -268,22 +270,32 @@ def cases(args: argparse.Namespace) -> list[Case]:
     return [Case(*values) for values in itertools.product(*axes)]
 
 
+@functools.lru_cache(maxsize=1)  # cases that differ in batch and dtype follow each other
+def _checked_networks(
+    model: str, genotype_name: str, max_dilations: int | None, form: str, size: tuple[int, int], seed: int
+) -> tuple[Genotype, dict[str, nn.Module]]:
+    """The genotype and what `build_networks` builds with it, compared on an image."""
+    genotype = choose_genotype(genotype_name, model, seed)
+    genotype = genotype if max_dilations is None else genotype.merge(max_dilations)
+    networks = build_networks(model, genotype, form)
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(seed))
+    check_equal(networks["nats"], networks["naive"], image)
+    return genotype, networks
+
+
 def measure(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Build, check and time the networks; returns the rows of `summarise` with all that they depend on."""
-    original = choose_genotype(case.genotype, case.model, args.seed)
-    genotype = original if case.max_dilations is None else original.merge(case.max_dilations)
-    networks = build_networks(case.model, genotype, case.form)
+    genotype, built = _checked_networks(*case[:4], case.size, args.seed)
     images = torch.rand(case.batch, 3, *case.size, generator=torch.Generator().manual_seed(args.seed))
-    check_equal(networks["nats"], networks["naive"], images[:1])
+    networks: dict[str, Any] = {}
     placement = dict(device=args.device, dtype=DTYPES[case.dtype], memory_format=MEMORY_FORMATS[case.memory_format])
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = case.dtype == "tf32"
     torch.compiler.reset()
-    for name in NETWORKS:
-        network = networks.pop(name)
+    for name, network in built.items():
         if name in ("plain", *args.network):
-            networks[name] = network.to(**placement)
+            networks[name] = copy.deepcopy(network).to(**placement)
             if case.form in COMPILE:
-                networks[name] = torch.compile(network, **COMPILE[case.form])
+                networks[name] = torch.compile(networks[name], **COMPILE[case.form])
     times = time_interleaved(networks, images.to(**placement), args.repeats, args.warmup)
     facts = case.facts() | dict(
         share_changed=round(genotype.share_changed(), 4),

@@ -4,6 +4,7 @@ Each subcommand is a typed function or the config of a run; its options, help an
 Only the chosen subcommand's packages are imported, so that `nats --help` stays as cheap as `import nats_zoo`.
 """
 
+import io
 import os
 import shlex
 import sys
@@ -29,6 +30,9 @@ class Command(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 2 for bad input, 130 when interrupted, 141 when nobody reads on."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that a Windows code page lacks are no reason to end
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
