@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 BAD_INPUT = 2
-SMALL = "--data data --backbone resnet18 --weights weights --min_size 64 --max_size 96 --fpn_channels 16 --head_size 16 --roi_samples 16 --batch_size 2"
+SMALL = (
+    "--data data --backbone resnet18 --weights weights --min_size 64 --max_size 96 --fpn_channels 16 --head_size 16"
+    " --roi_samples 16 --batch_size 2 --epochs 1"
+)
 DRAW = """
 import json
 import timm
@@ -52,12 +55,12 @@ STEPS = (
     Step("recipes"),
     Step("recipes small_data", ["recipes/small_data.yaml"]),
     Step(
-        f"search --space A --groups 2 --epochs 1 --workers 0 {SMALL} --output runs/search",
+        f"search --space A --groups 2 --level single --alpha_start 0 --workers 0 {SMALL} --output runs/search",
         ["runs/search/genotype.json"],
     ),
     # Two loading processes, which Windows and macOS spawn.
     Step(
-        f"train --genotype runs/search --epochs 1 --workers 2 {SMALL} --output runs/train",
+        f"train --genotype runs/search --workers 2 {SMALL} --output runs/train",
         ["runs/train/model/model.safetensors"],
     ),
     Step("evaluate runs/train/model data --workers 0 --output evaluated", ["evaluated/metrics.json"]),

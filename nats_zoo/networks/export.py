@@ -39,9 +39,10 @@ EXTRA = "pip install 'nats-zoo[export]'"
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal, in what exporters say
 
-# What a runtime reads, and in which form a network was measured to be fastest there, see docs/benchmarks.md.
+# What a runtime reads, and the form whose worst measured ratio to the plain network, over float32 and int8, is lowest
+# there, see docs/benchmarks.md.
 BEST_FORMS: dict[str, tuple[Format, Form]] = {
-    "onnxruntime": ("onnx", "separate"),
+    "onnxruntime": ("onnx", "deploy"),
     "openvino": ("onnx", "separate"),
     "torch": ("torch", "deploy"),
 }
@@ -172,7 +173,7 @@ def choose_form(runtime: str | None, format: Format | Literal["auto"], deploy: b
 
     Example:
         >>> choose_form("onnxruntime", "auto", None)
-        ('onnx', 'separate')
+        ('onnx', 'deploy')
     """
     if runtime is None:
         return format, "deploy" if deploy else "as it is"
