@@ -46,7 +46,7 @@ def build(scratch: Path, output: Path) -> list[Path]:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
     shutil.rmtree(output, ignore_errors=True)
-    _step("sdist and wheel", sys.executable, "-m", "build", "--outdir", output, source)
+    _step("sdist and wheel", sys.executable, "-m", "build", "--outdir", output, source, quiet=True)
     return sorted(output.iterdir())
 
 
@@ -65,10 +65,12 @@ def install(folder: Path, wheel: Path, borrow: bool) -> Path:
     return python
 
 
-def _step(what: str, *command: str | Path, cwd: Path = ROOT) -> None:
+def _step(what: str, *command: str | Path, cwd: Path = ROOT, quiet: bool = False) -> None:
     print(f"\n== {what}", flush=True)
-    if subprocess.run([str(part) for part in command], cwd=cwd, check=False).returncode != 0:
-        raise SystemExit(f"release_check: {what}: failed")
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if quiet else {}
+    done = subprocess.run([str(part) for part in command], cwd=cwd, check=False, **output)
+    if done.returncode != 0:
+        raise SystemExit(f"{done.stdout or ''}\nrelease_check: {what}: failed")
 
 
 if __name__ == "__main__":
