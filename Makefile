@@ -44,7 +44,7 @@ types: $(READY)
 	cd $(TYPES) && $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir ../.mypy_cache
 
 docs: $(READY)
-	$(VENV)/bin/pdoc --docformat google --output-directory site nats_zoo nats_zoo.detection nats_zoo.search
+	$(VENV)/bin/python scripts/api_reference.py site
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix .

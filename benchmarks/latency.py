@@ -47,7 +47,7 @@ from nats_zoo import Genotype, NatsError, RegroupedConv2d
 from nats_zoo.base.names import VARIANT_PREFIX
 from nats_zoo.folders.find_genotype import find_genotype
 from nats_zoo.genotype.catalogue import DEFAULT_GENOTYPES, default_genotype
-from nats_zoo.genotype.runs import Dilation, Run, runs_from_channels
+from nats_zoo.genotype.runs import Dilation, Run, Runs
 from nats_zoo.search.choosing.profile import device_name
 from nats_zoo.search.space import SPACES, SearchSpace, count_groups, searched_convs
 
@@ -112,7 +112,7 @@ def uniform_genotype(architecture: str, seed: int = 0) -> Genotype:
     for name, conv, candidates in _searched(architecture, SPACES["C"]):
         groups = count_groups(conv, name, GROUPS, None)
         drawn = [rng.choice(candidates) for _ in range(groups)]
-        convs[name] = runs_from_channels(dilation for dilation in drawn for _ in range(conv.out_channels // groups))
+        convs[name] = Runs.of(drawn, conv.out_channels // groups)
     provenance = {"method": "uniform", "space": "C", "groups": GROUPS, "seed": seed}
     return Genotype(architecture, convs, provenance=provenance)
 

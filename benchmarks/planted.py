@@ -47,7 +47,7 @@ import nats_zoo
 from nats_zoo import Genotype, NatsError, transform
 from nats_zoo.base.errors import one_line
 from nats_zoo.folders.weights import weights_overlay
-from nats_zoo.genotype.runs import runs_from_channels
+from nats_zoo.genotype.runs import Dilation, Runs
 from nats_zoo.networks.batch_norm import recalibrate_bn
 from nats_zoo.networks.transform import architecture_of
 from nats_zoo.search import (
@@ -128,8 +128,7 @@ def plant(plain: nn.Module, space: SearchSpace, groups: int, seed: int) -> Plant
 
 def runs_of(chosen: Tensor, dilations: Sequence[tuple], out_channels: int) -> tuple:
     """A convolution's runs for a candidate per group."""
-    size = out_channels // len(chosen)
-    return runs_from_channels(dilations[index] for index in chosen.tolist() for _ in range(size))
+    return Runs.of((dilations[index] for index in chosen.tolist()), each=out_channels // len(chosen))
 
 
 def regrouped(planted: Planted, chosen: Mapping[str, Tensor]) -> nn.Module:
@@ -420,7 +419,7 @@ def find_misses(student: Student) -> list[Miss]:
         for group in (~rights).nonzero().flatten().tolist():
             found = conv.chosen()[group].item()
             probability = None if student.mode == "sensitivity" else conv.log_probabilities().exp()[group, found].item()
-            dilations = [f"{h}x{w}" for h, w in conv.candidates]
+            dilations = [str(Dilation(*d)) for d in conv.candidates]
             swapped = planted.truth[name].clone()
             swapped[group] = found
             alike = loss_of_swap(student, name, swapped)

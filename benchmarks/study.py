@@ -52,6 +52,7 @@ from nats_zoo.base.files import read_json, write_json
 from nats_zoo.detection import TrainConfig
 from nats_zoo.detection.runs.folder import FREE_OPTIONS
 from nats_zoo.folders.find_genotype import find_genotype
+from nats_zoo.genotype.runs import Dilation
 from nats_zoo.search import SearchConfig, controls
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -93,7 +94,7 @@ def parse_arm(text: str) -> Arm:
     if not known or bool(separator) != bool(detail) or (takes is not None and takes != bool(detail)):
         raise NatsError(f"arms: {text}: expected {', '.join(ARM_KINDS)}")
     if kind == "uniform":
-        controls.parse_dilation(detail)
+        Dilation.parse(detail)
     if kind == "file":
         find_genotype(detail)
     return Arm(kind, detail)
@@ -276,7 +277,7 @@ def control_genotype(study: Study, arm: Arm, block: int) -> Genotype:
     if arm.kind == "file":
         return find_genotype(arm.detail)
     if arm.kind == "uniform":
-        return controls.uniform(study.searchable(), controls.parse_dilation(arm.detail))
+        return controls.uniform(study.searchable(), Dilation.parse(arm.detail))
     if arm.kind == "random":
         return controls.random(study.searchable(), seed)
     return controls.shares(study.searchable(), controls.parse_shares(study.shares), seed)

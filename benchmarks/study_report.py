@@ -2,7 +2,7 @@
 
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,16 +15,12 @@ from paired import ENOUGH_BLOCKS, Agreement, Paired, agreement, paired
 
 from nats_zoo import Genotype, NatsError
 from nats_zoo.base.files import atomic_file, read_json, write_text
-from nats_zoo.genotype.runs import PLAIN, Dilation
+from nats_zoo.genotype.runs import KINDS as DILATION_KINDS
 from nats_zoo.search.controls import group_size
 
 METRICS = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large"}
 KINDS = ("plain", "uniform", "random", "shares", "path", "searched", "shuffled", "file")
-SHAPES: dict[str, Callable[[Dilation], bool]] = {
-    "isotropic": lambda d: d[0] == d[1] and d != PLAIN,
-    "wide": lambda d: d[1] > d[0],
-    "tall": lambda d: d[0] > d[1],
-}
+SHAPES = DILATION_KINDS[1:]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 
 
@@ -138,11 +134,9 @@ def arm_order(arm: str) -> tuple[int, str]:
 
 def shape_shares(genotype: Genotype) -> dict[str, float]:
     """Share of the named convolutions' channels with isotropic (not plain), wide and tall dilations."""
-    runs = [run for runs in genotype.convs.values() for run in runs]
-    total = sum(run.channels for run in runs) or 1
-    return {
-        shape: sum(run.channels for run in runs if is_shape(run.dilation)) / total for shape, is_shape in SHAPES.items()
-    }
+    counts = genotype.all_runs().counts()
+    total = counts.total() or 1
+    return {shape: sum(n for d, n in counts.items() if d.kind() == shape) / total for shape in SHAPES}
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------------

@@ -1,14 +1,19 @@
 """torchvision detectors on timm backbones: building, data, training, COCO evaluation, distribution."""
 
-from .data.dataset import CocoDataset, DataError
-from .evaluation.coco import evaluate
-from .evaluation.predict import predict
-from .metrics import Metrics
-from .models.config import DetectorConfig
-from .models.create import create_detector
-from .models.folder import from_pretrained, save_detector
-from .training.config import TrainConfig
-from .training.trainer import Trainer
+from typing import TYPE_CHECKING
+
+from ..base.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .data.dataset import CocoDataset, DataError
+    from .evaluation.coco import evaluate
+    from .evaluation.predict import predict
+    from .metrics import Metrics
+    from .models.config import DetectorConfig
+    from .models.create import create_detector
+    from .models.folder import from_pretrained, save_detector
+    from .training.config import TrainConfig
+    from .training.trainer import Trainer
 
 __all__ = [
     "CocoDataset",
@@ -23,3 +28,16 @@ __all__ = [
     "predict",
     "save_detector",
 ]
+
+_MODULES = {
+    "data.dataset": "CocoDataset DataError",
+    "evaluation.coco": "evaluate",
+    "evaluation.predict": "predict",
+    "metrics": "Metrics",
+    "models.config": "DetectorConfig",
+    "models.create": "create_detector",
+    "models.folder": "from_pretrained save_detector",
+    "training.config": "TrainConfig",
+    "training.trainer": "Trainer",
+}
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

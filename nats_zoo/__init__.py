@@ -1,13 +1,13 @@
 """Detection backbones with searched dilations, as timm models.
 
-Importing this package registers the `nats_*` variants with timm. `nats_zoo.detection` and `nats_zoo.search` are
-imported on first use.
+Importing this package registers the `nats_*` variants with timm. What publishes, `nats_zoo.detection` and
+`nats_zoo.search` are imported on first use.
 """
 
-import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from .base.errors import GenotypeError, NatsError
+from .base.lazy import lazy_names
 from .genotype.catalogue import published_genotypes
 from .genotype.genotype import Genotype
 from .genotype.runs import Run
@@ -18,12 +18,12 @@ from .networks.batch_norm import recalibrate_bn
 from .networks.regrouped_conv import RegroupedConv2d
 from .networks.stages import searchable_convs
 from .networks.transform import to_plain
-from .publishing.backbone import save_backbone
-from .publishing.genotype import save_genotype_folder
-from .publishing.publish import publish
 from .version import __version__
 
-_LAZY_PACKAGES = ("detection", "search")
+if TYPE_CHECKING:
+    from .publishing.backbone import save_backbone
+    from .publishing.genotype import save_genotype_folder
+    from .publishing.publish import publish
 
 __all__ = [
     "Genotype",
@@ -45,8 +45,11 @@ __all__ = [
     "transform",
 ]
 
-
-def __getattr__(name: str) -> ModuleType:
-    if name in _LAZY_PACKAGES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_MODULES = {
+    "publishing.backbone": "save_backbone",
+    "publishing.genotype": "save_genotype_folder",
+    "publishing.publish": "publish",
+    "detection": "",
+    "search": "",
+}
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

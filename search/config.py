@@ -11,7 +11,13 @@ DEFAULT_GROUPS = 16
 PAPER_EPOCHS = 25
 
 
-@dataclass(kw_only=True)
+def annealed(first: float, last: float, step: float, start: float, total: float) -> float:
+    """The temperature at a step: geometric from `first` until step `start` to `last` at the step before `total`."""
+    done = min(1.0, max(0.0, step - start) / max(1.0, total - 1 - start))
+    return first * (last / first) ** done
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchConfig(RunConfig):
     """Search a genotype for a detector's backbone.
 
@@ -106,17 +112,17 @@ class SearchConfig(RunConfig):
         self._check_start()
         self._check_costs()
         if self.groups is None and self.channels_per_group is None:
-            self.groups = DEFAULT_GROUPS
+            object.__setattr__(self, "groups", DEFAULT_GROUPS)
 
     def _check_schedule(self) -> None:
+        least = 0 if self.detector else 1  # a sensitivity search scores what has been trained
+        if self.epochs is None:
+            object.__setattr__(self, "epochs", least if self.mode == "sensitivity" else PAPER_EPOCHS)
         if self.mode == "sensitivity":
-            least = 0 if self.detector else 1  # it scores what has been trained
-            self.epochs = least if self.epochs is None else self.epochs
             check_at_least(least, epochs=self.epochs)
             check_at_least(1, score_images=self.score_images, held_back_images=self.held_back_images)
             check_at_least(1, max_rounds=self.max_rounds)
             return
-        self.epochs = PAPER_EPOCHS if self.epochs is None else self.epochs
         check_at_least(0, alpha_start=self.alpha_start)
         check_at_least(self.alpha_start + 1, epochs=self.epochs)  # else alpha would never move
         for name in ("temperature", "final_temperature"):

@@ -16,30 +16,22 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
-import timm
-import torch
 from timm.models import split_model_name_tag
 from torch import nn
 
-from ..base.errors import NatsError, one_line
+from ..base.errors import NatsError
 from ..base.names import VARIANT_PREFIX
 from ..folders.find_genotype import find_genotype
 from ..genotype.genotype import Genotype
-from ..genotype.runs import (
-    Dilation,
-    Run,
-    check_dilation,
-    dilation_text,
-    parse_dilation,
-    runs_from_channels,
-)
+from ..genotype.runs import Dilation, Run, Runs
 from ..networks.stages import searchable_convs
+from ..networks.timm_network import meta_network
 from ..networks.transform import transform
 from ..version import __version__
 from .config import DEFAULT_GROUPS
 from .space import SearchSpace, count_groups, find_space, genotype_names, searched_convs
 
-Shares = Mapping[int, Mapping[Dilation, float]]  # by stage
+Shares = Mapping[int, Mapping[tuple[int, int], float]]  # by stage
 SUM_TOLERANCE = 1e-3  # of shares, so that 0.333 three times will do
 
 
@@ -78,7 +70,7 @@ class Searchable:
         Raises:
             NatsError: an architecture that timm has not, or that can not be searched.
         """
-        body = _meta_network(self.architecture, features_only=True)
+        body = meta_network(self.architecture, features_only=True)
         found = searched_convs(body, self._found_space(), self.convs, self.basic_block)
         names = genotype_names(body, list(found))
         stage_of = {name: stage for stage, members in searchable_convs(body).items() for name in members}
@@ -115,7 +107,7 @@ class Unit(NamedTuple):
     gain: float | None
 
 
-def uniform(searchable: Searchable, dilation: Dilation) -> Genotype:
+def uniform(searchable: Searchable, dilation: tuple[int, int]) -> Genotype:
     """One dilation in all the convolutions that a search would search.
 
     Args:
@@ -125,9 +117,9 @@ def uniform(searchable: Searchable, dilation: Dilation) -> Genotype:
     Raises:
         NatsError: a network that can not be searched, or a dilation that is none.
     """
-    check_dilation(dilation)
+    dilation = Dilation.check(dilation)
     convs = {name: [Run(conv.out_channels, *dilation)] for name, conv, _, _ in searchable.found()}
-    provenance = {"method": "uniform", "dilation": dilation_text(dilation), **searchable.facts(with_groups=False)}
+    provenance = {"method": "uniform", "dilation": str(dilation), **searchable.facts(with_groups=False)}
     return _genotype(searchable.architecture, convs, provenance)
 
 
@@ -142,7 +134,7 @@ def random(searchable: Searchable, seed: int = 0) -> Genotype:
     for searched in searchable.found():
         rng = _rng("random", seed, searched.name)
         drawn = [rng.choice(searched.candidates) for _ in range(searchable.count(searched))]
-        convs[searched.name] = _runs(drawn, searched.conv.out_channels)
+        convs[searched.name] = Runs.of(drawn, searched.conv.out_channels // len(drawn))
     return _genotype(searchable.architecture, convs, {"method": "random", **searchable.facts(), "seed": seed})
 
 
@@ -170,8 +162,8 @@ def shares(searchable: Searchable, stages: Shares, seed: int = 0) -> Genotype:
             counts = round_shares(stages[searched.stage], searchable.count(searched))
             drawn = [dilation for dilation, groups in counts.items() for _ in range(groups)]
             _rng("shares", seed, searched.name).shuffle(drawn)
-            convs[searched.name] = _runs(drawn, searched.conv.out_channels)
-    rows = {str(stage): {dilation_text(d): share for d, share in row.items()} for stage, row in stages.items()}
+            convs[searched.name] = Runs.of(drawn, searched.conv.out_channels // len(drawn))
+    rows = {str(stage): {str(Dilation(*d)): share for d, share in row.items()} for stage, row in stages.items()}
     provenance = {"method": "shares", **searchable.facts(), "seed": seed, "shares": rows}
     return _genotype(searchable.architecture, convs, provenance)
 
@@ -191,7 +183,7 @@ def shuffled(genotype: Genotype | Mapping | str | os.PathLike, seed: int = 0) ->
         NatsError: no such genotype, or one that does not fit its architecture.
     """
     genotype = find_genotype(genotype)
-    transform(_meta_network(genotype.architecture), genotype)  # refuses what does not fit
+    transform(meta_network(genotype.architecture), genotype)  # refuses what does not fit
     convs, gains = {}, {}
     for name in genotype.convs:
         size = group_size(genotype, name)
@@ -247,7 +239,7 @@ def make_control(kind: str, options: Mapping[str, Any], seed: int = 0) -> Genoty
     where = {name: options[name] for name in _WHERE if name in options}
     searchable = Searchable(options["backbone"], **where, **size)
     if kind == "uniform":
-        return uniform(searchable, parse_dilation(options["dilation"]))
+        return uniform(searchable, Dilation.parse(options["dilation"]))
     if kind == "random":
         return random(searchable, seed)
     return shares(searchable, parse_shares(options["shares"]), seed)
@@ -263,7 +255,7 @@ def group_size(genotype: Genotype, name: str) -> int:
     return size if type(size) is int and size > 0 and common % size == 0 else common
 
 
-def round_shares(shares: Mapping[Dilation, float], groups: int) -> dict[Dilation, int]:
+def round_shares(shares: Mapping[tuple[int, int], float], groups: int) -> dict[tuple[int, int], int]:
     """Groups per dilation, by largest remainder: none is further than one group from its exact share."""
     total = sum(shares.values())
     quotas = {dilation: round(share / total * groups, 9) for dilation, share in shares.items()}
@@ -286,7 +278,7 @@ def parse_shares(data: Any) -> dict[int, dict[Dilation, float]]:
     for stage, row in data.items():
         if not str(stage).isdecimal():
             raise NatsError(f"shares: expected a stage's number, found {stage!r}")
-        parsed[int(stage)] = {parse_dilation(str(dilation)): share for dilation, share in row.items()}
+        parsed[int(stage)] = {Dilation.parse(str(dilation)): share for dilation, share in row.items()}
     return parsed
 
 
@@ -296,21 +288,6 @@ def _genotype(
     provenance = {**provenance, "version": __version__}
     whole = {name: tuple(runs) for name, runs in convs.items()}
     return Genotype(architecture, whole, gains=gains or {}, provenance=provenance)
-
-
-def _meta_network(architecture: str, **options: Any) -> nn.Module:
-    if not timm.is_model(architecture):
-        raise NatsError(f"backbone: timm has no model {architecture!r}")
-    try:
-        with torch.device("meta"):
-            return timm.create_model(architecture, **options)
-    except (RuntimeError, AssertionError, TypeError) as error:  # features_only of a network that has no such form
-        raise NatsError(f"backbone {architecture}: {one_line(error)}") from error
-
-
-def _runs(dilations: Sequence[Dilation], channels: int) -> tuple[Run, ...]:
-    """Runs from one dilation per group of a convolution of so many output channels."""
-    return runs_from_channels(dilation for dilation in dilations for _ in range(channels // len(dilations)))
 
 
 def _units(genotype: Genotype, name: str, size: int) -> list[Unit]:
@@ -344,8 +321,8 @@ def _check_shares(stages: Shares, known: set[int]) -> None:
         if stage not in known:
             raise NatsError(f"{where}: expected one of the searched stages, {', '.join(map(str, sorted(known)))}")
         for dilation, share in row.items():
-            check_dilation(dilation)
+            text = str(Dilation.check(dilation))
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-                raise NatsError(f"{where}: {dilation_text(dilation)}: expected a share from 0 to 1, found {share!r}")
+                raise NatsError(f"{where}: {text}: expected a share from 0 to 1, found {share!r}")
         if abs(sum(row.values()) - 1) > SUM_TOLERANCE:
             raise NatsError(f"{where}: its shares add up to {sum(row.values()):.4g}, expected 1")

@@ -8,16 +8,17 @@ Pretraining, which stands for ImageNet's, sees an easy version, where the tell-t
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import Interrupted
 from ..base.files import write_text
+from ..base.text import text_table
 from ..detection.data.dataset import CocoDataset
 from ..detection.data.drawn import draw_dataset
 from ..detection.data.formats.coco import find_split
 from ..detection.evaluation.evaluate import evaluate_model
-from ..detection.metrics import Metrics
+from ..detection.metrics import Metrics, in_percent
 from ..detection.models.folder import from_pretrained
 from ..detection.pictures.drawing import comparison_sheet, draw_detections
 from ..detection.prediction.predict import detect, draw_found, open_image
-from ..detection.runs.loop import Interrupted
 from ..detection.training.config import TrainConfig
 from ..detection.training.trainer import Trainer
 from ..genotype.genotype import Genotype
@@ -127,11 +128,8 @@ def _report(folder: Path, data: Path, genotype: Genotype) -> None:
 
 def _table(metrics: dict[str, Metrics]) -> str:
     columns = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large"}
-    lines = ["         " + "".join(f"{title:>7}" for title in columns)]
-    for arm, values in metrics.items():
-        cells = [getattr(values, field) for field in columns.values()]
-        lines.append(f"{arm:<9}" + "".join(f"{'-' if cell is None else format(cell, '.1f'):>7}" for cell in cells))
-    return "\n".join(lines)
+    rows = [[arm, *(in_percent(getattr(m, field)) for field in columns.values())] for arm, m in metrics.items()]
+    return "\n".join(text_table([["", *columns], *rows], "<9", ">7", gap=""))
 
 
 def _draw_sheet(folder: Path, data: Path) -> None:

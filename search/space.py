@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
-import torch
 from timm.models.resnet import BasicBlock
 from torch import nn
 
 from ..base.errors import NatsError, short
 from ..base.files import read_yaml
-from ..genotype.runs import MAX_DILATION, PLAIN, Dilation
+from ..genotype.runs import PLAIN, Dilation
 from ..networks.stages import searchable_convs
+from ..networks.timm_network import meta_network
 from ..networks.transform import architecture_of
 
 
@@ -42,11 +42,11 @@ class SearchSpace:
 
 
 def _square(*dilations: int) -> tuple[Dilation, ...]:
-    return tuple((d, d) for d in dilations)
+    return tuple(Dilation(d, d) for d in dilations)
 
 
-_TALL_AND_WIDE_3: tuple[Dilation, ...] = ((1, 3), (3, 1))
-_TALL_AND_WIDE_5: tuple[Dilation, ...] = ((1, 5), (5, 1))
+_TALL_AND_WIDE_3 = (Dilation(1, 3), Dilation(3, 1))
+_TALL_AND_WIDE_5 = (Dilation(1, 5), Dilation(5, 1))
 _C_EARLY = _square(1, 2, 3) + _TALL_AND_WIDE_3
 
 # The paper's spaces.
@@ -86,11 +86,11 @@ def find_space(space: str | os.PathLike) -> SearchSpace:
 def _read_candidates(candidates: Any, stage: int, path: Path) -> tuple[Dilation, ...]:
     if not isinstance(candidates, list):
         raise SearchError(f"{path}: {short(stage)}: expected a list of candidates, found {short(candidates)}")
-    found = [candidate if isinstance(candidate, list) else [candidate, candidate] for candidate in candidates]
-    for dilation in found:
-        if len(dilation) != 2 or not all(type(d) is int and 1 <= d <= MAX_DILATION for d in dilation):
-            raise SearchError(f"{path}: {short(stage)}: expected numbers or [height, width], found {short(dilation)}")
-    return tuple((height, width) for height, width in found)
+    try:
+        return tuple(Dilation.check(found if isinstance(found, list) else [found, found]) for found in candidates)
+    except NatsError as error:
+        expected = "expected numbers or [height, width]"
+        raise SearchError(f"{path}: {short(stage)}: {expected}, found {short(candidates)}") from error
 
 
 def searched_convs(
@@ -160,8 +160,7 @@ def genotype_names(body: nn.Module, names: Sequence[str]) -> dict[str, str]:
     architecture = architecture_of(body)
     if architecture is None or not timm.is_model(architecture):
         return {name: name for name in names}
-    with torch.device("meta"):
-        plain = timm.create_model(architecture)
+    plain = meta_network(architecture)
     flat = {_flat(name): name for name, module in plain.named_modules() if isinstance(module, nn.Conv2d)}
     found = {}
     for name in names:

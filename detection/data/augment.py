@@ -12,30 +12,26 @@ def train_transforms(flip: float = 0.5, vertical_flip: float = 0.0, jitter: floa
     Flips and jitter leave every box valid, so no box is removed.
 
     Args:
-        flip: Probability of mirroring left and right.
-        vertical_flip: Probability of mirroring top and bottom, for images without an up (aerial, microscopy).
-        jitter: Brightness, contrast and saturation change by factors of up to 1 - jitter to 1 + jitter.
+        flip: probability of mirroring left and right.
+        vertical_flip: probability of mirroring top and bottom, for images without an up (aerial, microscopy).
+        jitter: brightness, contrast and saturation change by factors of up to 1 - jitter to 1 + jitter.
 
     Raises:
-        NatsError: If one of the three is not in 0..1.
+        NatsError: one of the three is not in 0..1.
     """
     for name, value in (("flip", flip), ("vertical_flip", vertical_flip), ("jitter", jitter)):
         if not 0 <= value <= 1:
-            raise NatsError(f"{name}: expected a number in 0..1, got {value}")
+            raise NatsError(f"{name}: expected a number in 0..1, found {value}")
     return v2.Compose(
         [
             v2.RandomHorizontalFlip(flip),
             v2.RandomVerticalFlip(vertical_flip),
             v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter),
-            *_to_float(),
+            v2.ToDtype(torch.float32, scale=True),
         ]
     )
 
 
 def eval_transforms() -> v2.Compose:
     """Transforms of (image, target) for evaluation: pixels become float32 in 0..1."""
-    return v2.Compose(_to_float())
-
-
-def _to_float() -> list[v2.Transform]:
-    return [v2.ToDtype(torch.float32, scale=True)]
+    return v2.Compose([v2.ToDtype(torch.float32, scale=True)])

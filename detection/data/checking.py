@@ -10,30 +10,32 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from .annotations import CLIPPED, EMPTY, ROTATED, CocoAnnotations, ImageRecord, RawData
-from .defects import BadEntry, DataError, Defect, count, is_finite_number, is_positive_int, listed, show
+from ...base.errors import short
+from .annotations import CLIPPED, EMPTY, ROTATED, Annotation, CocoAnnotations, ImageRecord, Photo, RawData
+from .defects import BadEntry, DataError, count, is_finite_number, is_positive_int, listed
 from .images import check_image_file
 from .masks import ImageMasks, encode
 
-MIN_SIDE = 0.01
+MIN_SIDE = 0.01  # pixels; of a box that is thinner nothing may be left in float32, and detectors refuse it in training
 
 
 def check_annotations(
-    raw: RawData, skip_bad: bool = False, decode: bool = False, masks: bool = False, progress: bool = True
+    raw: RawData, *, skip_bad: bool = False, decode: bool = False, masks: bool | None = False, progress: bool = True
 ) -> CocoAnnotations:
-    """Turns what a parser found into records, and finds every defect in it.
+    """Turn what a parser found into records, and find every defect in it.
 
     Args:
-        raw: What the parser found.
-        skip_bad: Leave out entries that can not be used, instead of raising.
-        decode: Decode every image, which tells those that are truncated, or of another size than annotated, or turned
+        raw: what the parser found.
+        skip_bad: leave out entries that can not be used, instead of raising.
+        decode: decode every image, which tells those that are truncated, or of another size than annotated, or turned
             by EXIF. Else a file is only looked for.
-        masks: Read the objects' masks too; one without is a defect.
-        progress: Show a bar while images are decoded.
+        masks: read the objects' masks too; one without is a defect. None: read those that there are; one that can not
+            be used is a defect, and its object stays, without a mask.
+        progress: show a bar while images are decoded.
 
     Raises:
-        DataError: If there is no usable category or image, or no object has the mask that was asked for; without
-            `skip_bad`, if there is any defect: the message is the first one's and counts the others.
+        DataError: there is no usable category or image, or no object has the mask that was asked for; without
+            `skip_bad`, there is any defect: the message is the first one's and counts the others.
     """
     return _Checker(raw, skip_bad, masks).check(decode, progress)
 
@@ -41,171 +43,164 @@ def check_annotations(
 class _Checker:
     """Checks one data set: an entry that can not be used raises `BadEntry`, which is noted down."""
 
-    def __init__(self, raw: RawData, skip_bad: bool, masks: bool):
-        self.path = raw.path
-        self.raw = raw
-        self.skip_bad = skip_bad
-        self.with_masks = masks
+    def __init__(self, raw: RawData, skip_bad: bool, masks: bool | None):
+        self.raw, self.skip_bad, self.with_masks = raw, skip_bad, masks
         self.defects = list(raw.defects)
         self.notes = {CLIPPED: 0, ROTATED: 0, EMPTY: 0}
         self.listing = functools.cache(_list_folder)
+        self.labels = {category_id: label for label, category_id in enumerate(raw.categories, start=1)}
 
     def check(self, decode: bool, progress: bool) -> CocoAnnotations:
-        names = self.categories()
-        self.require_masks()
+        raw = self.raw
+        if not raw.categories:
+            raise DataError(f"{raw.path}: categories: expected at least one category, found none")
+        if self.with_masks and raw.annotations and not raw.has_masks():
+            number = len(raw.annotations)
+            raise DataError(f"{raw.path}: segmentation: expected objects with masks, none of the {number:,} has one")
         images = self.images()
         if decode:
             images = self.decodable(images, progress)
         if not images:
             self.refuse_all()
-        labels = {category_id: label for label, category_id in enumerate(names, start=1)}
-        rows, masks = self.annotations(images, labels)
+        objects = self.objects(images)
         self.refuse()
-        self.notes[EMPTY] = sum(not found for found in rows.values())
-        records = tuple(self.record(image, rows[key], masks.get(key)) for key, image in images.items())
+        self.notes[EMPTY] = sum(not found for found in objects.values())
+        records = tuple(self.record(images[key], found) for key, found in objects.items())
         notes = {key: number for key, number in self.notes.items() if number}
-        return CocoAnnotations(tuple(names.values()), tuple(names), records, tuple(self.defects), notes)
+        return CocoAnnotations(
+            tuple(raw.categories.values()), tuple(raw.categories), records, tuple(self.defects), notes
+        )
 
     def refuse(self) -> None:
-        """Raises for the first defect, unless it is to be left out."""
-        if not self.defects or self.skip_bad:
-            return
-        others = len(self.defects) - 1
-        more = f" (and {others:,} more defect{'s' * (others > 1)}; nats data lists all)" if others else ""
-        raise DataError(self.defects[0].message + more)
+        """Raise for the first defect, unless it is to be left out."""
+        if self.defects and not self.skip_bad:
+            others = len(self.defects) - 1
+            more = f" (and {others:,} more defect{'s' * (others > 1)}; nats data lists all)" if others else ""
+            raise DataError(self.defects[0].message + more)
 
     def refuse_all(self) -> NoReturn:
         self.refuse()
         counts = f"; left out: {listed(count(self.defects))}" if self.defects else ""
-        raise DataError(f"{self.path}: images: expected at least one usable image, got none{counts}")
+        raise DataError(f"{self.raw.path}: images: expected at least one usable image, found none{counts}")
 
-    def categories(self) -> dict[int, str]:
-        """Returns names by id, in order of id."""
-        names: dict[int, str] = {}
-        for index, entry in enumerate(self.raw.categories):
-            where = f"{self.path}: categories[{index}]"
-            category_id, name = entry.get("id"), entry.get("name")
-            if not is_positive_int(category_id):
-                raise DataError(f"{where}: id: expected a positive integer, got {show(category_id)}")
-            if not isinstance(name, str) or not name:
-                raise DataError(f"{where}: name: expected a name, got {show(name)}")
-            if category_id in names or name in names.values():
-                raise DataError(f"{where}: expected an id and a name of its own, {category_id} or {name!r} is taken")
-            names[category_id] = name
-        if not names:
-            raise DataError(f"{self.path}: categories: expected at least one category, got none")
-        return dict(sorted(names.items()))
-
-    def require_masks(self) -> None:
-        if self.with_masks and self.raw.annotations and not self.raw.has_masks():
-            number = len(self.raw.annotations)
-            raise DataError(f"{self.path}: segmentation: expected objects with masks, none of the {number:,} has one")
-
-    def images(self) -> dict[int, dict]:
-        """Returns the usable entries by id."""
-        images: dict[int, dict] = {}
-        for index, entry in enumerate(self.raw.images):
+    def images(self) -> dict[int, Photo]:
+        """The usable images by id."""
+        images: dict[int, Photo] = {}
+        for image in self.raw.images:
             try:
-                self.check_image(self.identify("image", index, entry, images), entry)
+                if type(image.id) is not int:
+                    raise BadEntry("bad id", f"{image.where}: id: expected an integer, found {short(image.id)}")
+                if image.id in images:
+                    raise BadEntry("duplicate id", f"{image.where}: id: expected each id once, it came before")
+                self.check_image(image)
             except BadEntry as bad:
                 self.defects.append(bad.defect())
             else:
-                images[entry["id"]] = entry
+                images[image.id] = image
         return images
 
-    def decodable(self, images: dict[int, dict], progress: bool) -> dict[int, dict]:
-        """Returns those of the images that can be decoded and have the annotated size."""
-        # Pillow decodes without Python's lock. One bar is enough for several processes.
-        hidden = not progress or int(os.environ.get("RANK") or 0) > 0
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-            found = pool.map(self.look_into, images.values())
-            bar = tqdm(found, desc="check images", total=len(images), delay=1, leave=False, disable=hidden)
-            findings = dict(zip(images, bar, strict=True))
-        self.defects += [finding for finding in findings.values() if isinstance(finding, Defect)]
-        self.notes[ROTATED] = sum(finding is True for finding in findings.values())
-        return {key: image for key, image in images.items() if not isinstance(findings[key], Defect)}
-
-    def look_into(self, entry: dict) -> Defect | bool:
-        """Returns what is wrong with an image's file, or whether EXIF turns it."""
-        path = os.path.join(self.raw.folder or "", entry["file_name"])
-        name = self.name("image", entry)
-        try:
-            return check_image_file(
-                name if path in name else f"{name}: {path}", path, (entry["width"], entry["height"])
-            )
-        except BadEntry as bad:
-            return bad.defect()
-
-    def annotations(
-        self, images: dict[int, dict], labels: dict[int, int]
-    ) -> tuple[dict[int, list[tuple]], dict[int, list[bytes]]]:
-        """Returns a row (x, y, width, height, label, area, iscrowd) and a mask per usable entry, by image id."""
-        # Also ids that are no usable ones: what refers to an image that is left out is no defect of its own
-        known = {entry["id"] for entry in self.raw.images if type(entry.get("id")) in (int, str)}
-        rows: dict[int, list[tuple]] = {image_id: [] for image_id in images}
-        masks: dict[int, list[bytes]] = {image_id: [] for image_id in images} if self.with_masks else {}
-        taken: set[int] = set()
-        for index, entry in enumerate(self.raw.annotations):
-            try:
-                where = self.identify("annotation", index, entry, taken)
-                taken.add(entry["id"])
-                image_id = _choose("image_id", where, entry, known, (int, str))
-                if image := images.get(image_id):
-                    row = _row(where, entry, image, labels)
-                    if self.with_masks:
-                        masks[image_id].append(
-                            encode(where, entry.get("segmentation"), image["height"], image["width"])
-                        )
-                    rows[image_id].append(row)
-                    self.notes[CLIPPED] += _juts_out(row, image)
-            except BadEntry as bad:
-                self.defects.append(bad.defect())
-        return rows, masks
-
-    def identify(self, kind: str, index: int, entry: dict, taken: Iterable[int]) -> str:
-        """Returns how messages name the entry."""
-        identity = entry.get("id")
-        if type(identity) is not int:
-            where = entry.get("where") or f"{self.path}: {kind}s[{index}]"
-            raise BadEntry("bad id", f"{where}: id: expected an integer, got {show(identity)}")
-        where = self.name(kind, entry)
-        if identity in taken:
-            raise BadEntry("duplicate id", f"{where}: id: expected each id once, it came before")
-        return where
-
-    def name(self, kind: str, entry: dict) -> str:
-        return entry.get("where") or f"{self.path}: {kind} {entry['id']}"
-
-    def check_image(self, where: str, entry: dict) -> None:
-        name = entry.get("file_name")
+    def check_image(self, image: Photo) -> None:
+        where, name, folder = image.where, image.file_name, self.raw.folder
         if not isinstance(name, str) or not name:
-            raise BadEntry("no file name", f"{where}: file_name: expected a file name, got {show(name)}")
-        for key in ("width", "height"):
-            if not is_positive_int(entry.get(key)):
-                found = show(entry.get(key))
-                raise BadEntry("no size", f"{where}: {key}: expected a positive number of pixels, got {found}")
-        if self.raw.folder is not None:
-            path = os.path.join(self.raw.folder, name)
-            if self.raw.is_confined and not _is_inside(name, self.raw.folder):
-                expected = f"a file in the images' folder {self.raw.folder}"
-                raise BadEntry("file outside folder", f"{where}: file_name: expected {expected}, got {show(name)}")
+            raise BadEntry("no file name", f"{where}: file_name: expected a file name, found {short(name)}")
+        for key, value in (("width", image.width), ("height", image.height)):
+            if not is_positive_int(value):
+                raise BadEntry("no size", f"{where}: {key}: expected a positive number of pixels, found {short(value)}")
+        if folder is not None:
+            path = os.path.join(folder, name)
+            if self.raw.is_confined and not _is_inside(name, folder):
+                expected = f"a file in the images' folder {folder}"
+                raise BadEntry("file outside folder", f"{where}: file_name: expected {expected}, found {short(name)}")
             if os.path.basename(path) not in self.listing(os.path.dirname(path)):
                 raise BadEntry("missing image file", f"{where}: file_name: expected an image file {path!r}")
 
-    def record(self, image: dict, rows: list[tuple], masks: list[bytes] | None) -> ImageRecord:
+    def decodable(self, images: dict[int, Photo], progress: bool) -> dict[int, Photo]:
+        """Those of the images that can be decoded and have the annotated size."""
+        usable = {}
+        # Pillow decodes without Python's lock. One bar is enough for several processes.
+        hidden = not progress or int(os.environ.get("RANK") or 0) > 0
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+            looked = [pool.submit(self.is_turned, image) for image in images.values()]
+            bar = tqdm(looked, desc="check images", delay=1, leave=False, disable=hidden)
+            for image, found in zip(images.values(), bar, strict=True):
+                try:
+                    self.notes[ROTATED] += found.result()
+                except BadEntry as bad:
+                    self.defects.append(bad.defect())
+                else:
+                    usable[image.id] = image
+        return usable
+
+    def is_turned(self, image: Photo) -> bool:
+        """Whether EXIF turns an image; BadEntry for one that can not be used."""
+        path = os.path.join(self.raw.folder or "", image.file_name)
+        where = image.where if path in image.where else f"{image.where}: {path}"
+        return check_image_file(where, path, (image.width, image.height))
+
+    def objects(self, images: dict[int, Photo]) -> dict[int, list[tuple[Annotation, bytes]]]:
+        """The usable objects of each usable image, by its id, with their masks' run lengths, b"" for none."""
+        # Also ids that are no usable ones: what refers to an image that is left out is no defect of its own
+        known = {image.id for image in self.raw.images if type(image.id) in (int, str)}
+        objects: dict[int, list[tuple[Annotation, bytes]]] = {image_id: [] for image_id in images}
+        for item in self.raw.annotations:
+            try:
+                _choose(item.where, "image_id", item.image_id, known, (int, str))
+                if image := images.get(item.image_id):
+                    _choose(item.where, "category_id", item.category_id, self.labels)
+                    objects[item.image_id].append((self.checked(item, image), self.mask(item, image)))
+            except BadEntry as bad:
+                self.defects.append(bad.defect())
+        return objects
+
+    def checked(self, item: Annotation, image: Photo) -> Annotation:
+        """The object with the area and the crowd flag filled in."""
+        where, box, iscrowd = item.where, item.box, item.iscrowd
+        if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite_number, box))):
+            expected = "[x, y, width, height], four finite numbers"
+            raise BadEntry("degenerate box", f"{where}: bbox: expected {expected}, found {short(box)}")
+        x, y, width, height = box
+        if min(width, height) < MIN_SIDE:
+            expected = f"a width and a height above 0 (at least {MIN_SIDE} pixels)"
+            raise BadEntry("degenerate box", f"{where}: bbox: expected {expected}, found {short(box)}")
+        right, bottom = x + width, y + height
+        if min(min(right, image.width) - max(x, 0), min(bottom, image.height) - max(y, 0)) < MIN_SIDE:
+            expected = f"a box inside {image.width}x{image.height} pixels"
+            raise BadEntry("box outside image", f"{where}: bbox: expected {expected}, found {short(box)}")
+        area = width * height if item.area is None else item.area
+        if not is_finite_number(area) or area < 0:
+            raise BadEntry("bad area", f"{where}: area: expected square pixels, found {short(area)}")
+        if iscrowd not in (0, 1):
+            raise BadEntry("bad iscrowd", f"{where}: iscrowd: expected 0 or 1, found {short(iscrowd)}")
+        self.notes[CLIPPED] += x < 0 or y < 0 or right > image.width or bottom > image.height
+        return item._replace(area=area)
+
+    def mask(self, item: Annotation, image: Photo) -> bytes:
+        if self.with_masks:
+            return encode(item.where, item.segmentation, image.height, image.width)
+        if self.with_masks is None and item.segmentation not in (None, []):
+            try:
+                return encode(item.where, item.segmentation, image.height, image.width)
+            except BadEntry as bad:
+                self.defects.append(bad.defect())
+        return b""
+
+    def record(self, image: Photo, found: list[tuple[Annotation, bytes]]) -> ImageRecord:
+        rows = [(*item.box, self.labels[item.category_id], item.area, item.iscrowd) for item, _ in found]
         table = np.array(rows, dtype=np.float64).reshape(-1, 7)
-        width, height = image["width"], image["height"]
+        masks = None
+        if self.with_masks is not False:
+            masks = ImageMasks(tuple(mask for _, mask in found), image.height, image.width)
         return ImageRecord(
-            id=image["id"],
-            file_name=image["file_name"],
-            width=width,
-            height=height,
+            image.id,
+            image.file_name,
+            image.width,
+            image.height,
             boxes=table[:, :4],
             labels=table[:, 4].astype(np.int64),
             area=table[:, 5],
             iscrowd=table[:, 6].astype(bool),
-            masks=None if masks is None else ImageMasks(tuple(masks), height, width),
-            where=self.name("image", image),
+            masks=masks,
+            where=image.where,
         )
 
 
@@ -224,53 +219,7 @@ def _list_folder(folder: str) -> frozenset[str]:
         return frozenset()
 
 
-def _row(where: str, entry: dict, image: dict, labels: dict[int, int]) -> tuple:
-    label = labels[_choose("category_id", where, entry, labels)]
-    x, y, width, height = _box(where, entry)
-    visible = _visible(x, width, image["width"]), _visible(y, height, image["height"])
-    if min(visible) < MIN_SIDE:
-        inside = f"a box inside {image['width']}x{image['height']} pixels"
-        raise BadEntry("box outside image", f"{where}: bbox: expected {inside}, got {show(entry['bbox'])}")
-    return x, y, width, height, label, _area(where, entry, width * height), _iscrowd(where, entry)
-
-
-def _choose(key: str, where: str, entry: dict, known: Iterable, types: tuple[type, ...] = (int,)) -> Any:
-    value = entry.get(key)
+def _choose(where: str, key: str, value: Any, known: Iterable, types: tuple[type, ...] = (int,)) -> None:
     if type(value) not in types or value not in known:
         kind = key.removesuffix("_id")
-        raise BadEntry(f"unknown {kind}", f"{where}: {key}: expected the id of a listed {kind}, got {show(value)}")
-    return value
-
-
-def _box(where: str, entry: dict) -> list[float]:
-    box = entry.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite_number, box))):
-        expected = "[x, y, width, height], four finite numbers"
-        raise BadEntry("degenerate box", f"{where}: bbox: expected {expected}, got {show(box)}")
-    if min(box[2:]) < MIN_SIDE:
-        expected = f"a width and a height above 0 (at least {MIN_SIDE} pixels)"
-        raise BadEntry("degenerate box", f"{where}: bbox: expected {expected}, got {show(box)}")
-    return box
-
-
-def _visible(start: float, extent: float, limit: int) -> float:
-    return min(start + extent, limit) - max(start, 0)
-
-
-def _juts_out(row: tuple, image: dict) -> bool:
-    x, y, width, height = row[:4]
-    return x < 0 or y < 0 or x + width > image["width"] or y + height > image["height"]
-
-
-def _area(where: str, entry: dict, box_area: float) -> float:
-    area = entry.get("area", box_area)
-    if not is_finite_number(area) or area < 0:
-        raise BadEntry("bad area", f"{where}: area: expected square pixels, got {show(area)}")
-    return area
-
-
-def _iscrowd(where: str, entry: dict) -> bool:
-    iscrowd = entry.get("iscrowd", 0)
-    if iscrowd not in (0, 1):
-        raise BadEntry("bad iscrowd", f"{where}: iscrowd: expected 0 or 1, got {show(iscrowd)}")
-    return bool(iscrowd)
+        raise BadEntry(f"unknown {kind}", f"{where}: {key}: expected the id of a listed {kind}, found {short(value)}")

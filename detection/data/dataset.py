@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,34 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from .annotations import CocoAnnotations, ImageRecord, RawData
+from .annotations import CLIPPED, CocoAnnotations, ImageRecord, RawData
 from .augment import eval_transforms
 from .checking import check_annotations
 from .defects import BadEntry, DataError, listed
 from .formats.coco import read_coco
 from .images import load_image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How a data set is read, whatever its format.
+
+    Attributes:
+        transforms: takes and returns (image, target); sees the image as uint8 and has to leave it float32 in 0..1. Its
+            randomness must be torch's. None: `eval_transforms()`.
+        skip_bad: leave out and count (`skipped`) images and objects that can not be used, instead of raising. Every
+            image is decoded once for it, as nothing else tells that a file is truncated.
+        seed: with the epoch and the image id it determines all randomness of an item.
+        transpose: swap rows and columns of all images and boxes before anything else, in `to_coco()` too: as if the
+            files held the transposed images.
+        masks: give masks; an object without one can not be used then.
+    """
+
+    transforms: Callable | None = None
+    skip_bad: bool = False
+    seed: int = 0
+    transpose: bool = False
+    masks: bool = False
 
 
 class CocoDataset(Dataset):
@@ -36,61 +59,44 @@ class CocoDataset(Dataset):
     applied only where the annotated size fits nothing else.
 
     Args:
-        annotations: The annotation file.
-        images: Folder to which the annotated file names are relative.
-        transforms: Takes and returns (image, target); sees the image as uint8 and has to leave it float32 in 0..1.
-            Its randomness must be torch's. Default: `eval_transforms()`.
-        skip_bad: Leave out and count (`skipped`) images and objects that can not be used, instead of raising. Every
-            image is decoded once for it, as nothing else tells that a file is truncated.
-        seed: With the epoch and the image id it determines all randomness of an item.
-        transpose: Swap rows and columns of all images and boxes before anything else, in `to_coco()` too: as if the
-            files held the transposed images.
-        masks: Give masks; an object without one can not be used then.
+        annotations: the annotation file, in COCO's format; `open_split` reads the others.
+        images: folder to which the annotated file names are relative.
+        transforms: see `ReadOptions`.
+        options: its other fields.
 
     Raises:
-        DataError: If the file or, without `skip_bad`, one of its entries can not be used; from `[]`, if an image can
-            not be decoded or its size is not the annotated one.
+        DataError: the file or, without `skip_bad`, one of its entries can not be used; from `[]`, an image can not be
+            decoded or its size is not the annotated one.
+
+    Example:
+        >>> dataset = CocoDataset("instances_train.json", "images", train_transforms(jitter=0.2), skip_bad=True)
+        >>> image, target = dataset[0]
+        >>> dataset.classes[target["labels"][0] - 1]
     """
 
-    def __init__(
-        self,
-        annotations: str | Path,
-        images: str | Path,
-        transforms: Callable | None = None,
-        skip_bad: bool = False,
-        seed: int = 0,
-        transpose: bool = False,
-        masks: bool = False,
-    ):
-        self._open(read_coco(annotations, images), transforms, skip_bad, seed, transpose, masks)
+    def __init__(self, annotations: str | Path, images: str | Path, transforms: Callable | None = None, **options: Any):
+        self._open(read_coco(annotations, images), ReadOptions(transforms=transforms, **options))
 
     @classmethod
-    def from_raw(
-        cls,
-        raw: RawData,
-        transforms: Callable | None = None,
-        skip_bad: bool = False,
-        seed: int = 0,
-        transpose: bool = False,
-        masks: bool = False,
-    ) -> "CocoDataset":
-        """A data set of what a format's parser found; the other arguments are those of the constructor."""
+    def from_raw(cls, raw: RawData, **options: Any) -> "CocoDataset":
+        """A data set of what a format's parser found; `options` are the fields of `ReadOptions`."""
         dataset = cls.__new__(cls)
-        dataset._open(raw, transforms, skip_bad, seed, transpose, masks)
+        dataset._open(raw, ReadOptions(**options))
         return dataset
 
-    def _open(
-        self, raw: RawData, transforms: Callable | None, skip_bad: bool, seed: int, transpose: bool, masks: bool
-    ) -> None:
+    def _open(self, raw: RawData, options: ReadOptions) -> None:
         self.annotations = raw.path
         self.images = Path(raw.folder or "")
-        self.transforms = eval_transforms() if transforms is None else transforms
-        self.seed = seed
-        self.transpose = transpose
-        self.masks = masks
-        content = check_annotations(raw, skip_bad, decode=skip_bad, masks=masks)
-        self._content = content.transposed() if transpose else content
+        self.options = options
+        self.transforms = options.transforms or eval_transforms()
+        content = check_annotations(raw, skip_bad=options.skip_bad, decode=options.skip_bad, masks=options.masks)
+        self._content = content.transposed() if options.transpose else content
         self._epoch = _shared_counter()
+
+    @property
+    def masks(self) -> bool:
+        """Whether masks are given."""
+        return self.options.masks
 
     @property
     def content(self) -> CocoAnnotations:
@@ -130,7 +136,7 @@ class CocoDataset(Dataset):
     @property
     def clipped(self) -> int:
         """How many boxes of the file lie partly outside their image."""
-        return self._content.clipped
+        return self._content.notes.get(CLIPPED, 0)
 
     def __len__(self) -> int:
         return len(self._content.images)
@@ -148,11 +154,11 @@ class CocoDataset(Dataset):
         return self.images / self._content.images[index].file_name
 
     def set_epoch(self, epoch: int) -> None:
-        """Changes the randomness of all items; reaches the workers of a running DataLoader too."""
+        """Change the randomness of all items; reaches the workers of a running DataLoader too."""
         self._epoch.fill_(epoch)
 
     def select(self, indices: Iterable[int]) -> "CocoDataset":
-        """Returns a data set of the same file with only these items; it keeps an epoch of its own."""
+        """A data set of the same file with only these items; it keeps an epoch of its own."""
         images = tuple(self._content.images[index] for index in indices)
         selection = copy.copy(self)
         selection._content = dataclasses.replace(self._content, images=images)
@@ -160,22 +166,22 @@ class CocoDataset(Dataset):
         return selection
 
     def to_coco(self) -> dict:
-        """Returns the annotations of exactly these images in COCO's format, crowd regions included, boxes unclipped."""
+        """The annotations of exactly these images in COCO's format, crowd regions included, boxes unclipped."""
         return self._content.to_coco()
 
     def _item_seed(self, image_id: int) -> int:
-        digest = hashlib.sha256(f"{self.seed} {int(self._epoch)} {image_id}".encode()).digest()
+        digest = hashlib.sha256(f"{self.options.seed} {int(self._epoch)} {image_id}".encode()).digest()
         return int.from_bytes(digest[:8], "big")
 
     def _load(self, record: ImageRecord) -> tv_tensors.Image:
         path = self.images / record.file_name
         where = record.where if str(path) in record.where else f"{record.where}: {path}"
-        stored = (record.height, record.width) if self.transpose else (record.width, record.height)
+        stored = (record.height, record.width) if self.options.transpose else (record.width, record.height)
         try:
             image = F.to_image(load_image(where, path, stored))
         except BadEntry as bad:
             raise DataError(str(bad)) from bad  # which a DataLoader's worker can hand on
-        return tv_tensors.wrap(image.mT.contiguous(), like=image) if self.transpose else image
+        return tv_tensors.wrap(image.mT.contiguous(), like=image) if self.options.transpose else image
 
 
 def _shared_counter(value: int = 0) -> torch.Tensor:
@@ -204,6 +210,6 @@ def _target(record: ImageRecord) -> dict:
 
 
 def collate(batch: Iterable[tuple[torch.Tensor, dict]]) -> tuple[list[torch.Tensor], list[dict]]:
-    """Returns a list of images and a list of targets: images of a batch need not have one size."""
+    """A list of images and a list of targets: images of a batch need not have one size."""
     images, targets = zip(*batch, strict=True)
     return list(images), list(targets)

@@ -1,6 +1,5 @@
 """What can be wrong with a data set, and how it is said: one line that names the file, the entry and the key."""
 
-import reprlib
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -11,7 +10,14 @@ from ...base.errors import NatsError, one_line
 
 
 class DataError(NatsError):
-    """A data set or a results file that can not be used."""
+    """A data set or a results file that can not be used.
+
+    Example:
+        >>> try:
+        ...     CocoDataset("instances_val.json", "images")
+        ... except DataError as error:
+        ...     print(error)  # instances_val.json: image 7: file_name: expected an image file 'images/7.jpg'
+    """
 
     def __init__(self, message: str):
         if message.startswith("Caught "):
@@ -25,8 +31,8 @@ class Defect:
     """An image or an object that can not be used.
 
     Attributes:
-        reason: What it is counted under, short: "missing image file", "degenerate box".
-        message: One line that names the file, the entry, the key and what was expected.
+        reason: what it is counted under, short: "missing image file", "degenerate box".
+        message: one line that names the file, the entry, the key and what was expected.
     """
 
     reason: str
@@ -41,23 +47,18 @@ class BadEntry(DataError):
         self.reason = reason
 
     def defect(self) -> Defect:
-        """Returns it as data; a name with a line break in it does not break the line."""
+        """The same as data; a name with a line break in it does not break the line."""
         return Defect(self.reason, one_line(self))
 
 
 def count(defects: Iterable[Defect]) -> dict[str, int]:
-    """Returns how many defects there are, by reason, in order of appearance."""
+    """How many defects there are, by reason, in order of appearance."""
     return dict(Counter(defect.reason for defect in defects))
 
 
 def listed(counts: dict[str, int]) -> str:
-    """Returns counts by reason as text: "3 with missing image file, 1 with degenerate box"."""
+    """Counts by reason as text: "3 with missing image file, 1 with degenerate box"."""
     return ", ".join(f"{number:,} with {reason}" for reason, number in counts.items())
-
-
-def show(value: object) -> str:
-    """Returns a value as messages quote it: short, and "nothing" for what is missing."""
-    return "nothing" if value is None else reprlib.repr(value)
 
 
 def is_finite_number(value: object) -> bool:

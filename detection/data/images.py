@@ -1,4 +1,9 @@
-"""Image files of a folder: found by name or stem, and their sizes read from their headers."""
+"""Image files: found by name or stem, measured, decoded; and the one place that decides how EXIF turns them.
+
+What a camera stores may be turned for display by its EXIF orientation. Prediction takes images as they are displayed.
+Annotations refer to the pixels as stored, as a rule: so data sets are read, and an image is turned by a quarter only
+where its annotated size fits nothing else. YOLO's annotations refer to JPEG files as displayed, whose sizes they take.
+"""
 
 import os
 from collections import defaultdict
@@ -9,14 +14,15 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ...base.errors import NatsError, one_line
-from .defects import BadEntry
-
-ORIENTATION = 0x0112  # EXIF's tag
-TURNED = (5, 6, 7, 8)  # its values for images whose rows and columns change places for display
+from ...base.errors import one_line
+from .defects import BadEntry, Defect
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+ORIENTATION = 0x0112  # EXIF's tag
+TURNED = (5, 6, 7, 8)  # its values for images whose rows and columns change places for display
 THREADS = 8  # headers are waited for, not computed
+
+Size = tuple[int, int]  # width, height
 
 
 def exists(path: Path) -> bool:
@@ -78,108 +84,109 @@ class ImageIndex:
         return any(name in self._by_name for name in names)
 
 
-def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | BadEntry]:
-    """Reads (width, height) of images, as EXIF turns JPEG files for display, from their headers; with a progress bar.
+def read_sizes(paths: Sequence[Path]) -> tuple[list[Size | None], list[Defect]]:
+    """Read the sizes of images from their headers, JPEG files as displayed; with a progress bar.
 
     Returns:
-        One for each path; the error where a file is no image that Pillow can read.
+        A size for each path, None where a file is no image that Pillow can read, and the defects of those.
     """
+    sizes: list[Size | None] = []
+    defects = []
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(_read_size, paths)
-        return list(tqdm(found, "image sizes", len(paths), leave=False, disable=None, delay=1))
+        found = [pool.submit(_read_size, path) for path in paths]
+        for size in tqdm(found, "image sizes", leave=False, disable=None, delay=1):
+            try:
+                sizes.append(size.result())
+            except BadEntry as bad:
+                sizes.append(None)
+                defects.append(bad.defect())
+    return sizes, defects
 
 
-def _read_size(path: Path) -> tuple[int, int] | BadEntry:
+def _read_size(path: Path) -> Size:
     try:
         if not os.path.getsize(path):
             raise ValueError("the file is empty")
         with Image.open(path) as image:
             # Of other formats it may take decoding all of the image to know
-            turned = image.format in ("JPEG", "MPO") and image.getexif().get(ORIENTATION) in TURNED
+            turned = image.format in ("JPEG", "MPO") and _orientation(image) in TURNED
             return image.size[::-1] if turned else image.size
-    except FileNotFoundError:
-        return BadEntry("missing image file", f"{path}: expected an image file")
+    except FileNotFoundError as error:
+        raise BadEntry("missing image file", f"{path}: expected an image file") from error
     except Exception as error:  # Pillow raises nearly anything on broken files: OSError, SyntaxError, TypeError ...
-        return BadEntry("unreadable image", f"{path}: can not be read as an image: {one_line(error)}")
+        raise BadEntry("unreadable image", f"{path}: can not be read as an image: {one_line(error)}") from error
 
 
 def open_image(path: Path) -> Image.Image:
-    """An RGB image, upright as its EXIF orientation says; NatsError names a file that is none."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow raises nearly anything on broken files: OSError, SyntaxError, TypeError ...
-        raise NatsError(f"{path}: can not be decoded as an image") from error
-
-
-def measure_image(path: Path) -> tuple[int, int]:
-    """Width and height of an image, upright; read to its end, so that `open_image` will not fail on it.
+    """Decode an image of any size, as displayed, to RGB.
 
     Raises:
-        NatsError: a file that is no image, or a damaged one.
+        DataError: it can not be decoded, or holds more than 8 bits per channel.
     """
-    try:
-        with Image.open(path) as image:
-            size = image.size
-            is_turned = image.getexif().get(ORIENTATION) in TURNED
-            image.draft(None, (1, 1))  # a JPEG is read to its end all the same, and computed at an eighth of its size
-            image.load()
-    except Exception as error:  # see open_image
-        raise NatsError(f"{path}: can not be decoded as an image") from error
-    return size[::-1] if is_turned else size
+    return _decode(str(path), path, None)[0]
 
 
-def load_image(where: str, path: str | Path, size: tuple[int, int]) -> Image.Image:
-    """Decodes an image whose annotated size, (width, height), is known; returns RGB.
-
-    Pixels are taken as the file stores them, because that is what annotations refer to as a rule. Only where the size
-    fits nothing but the image as EXIF turns it for display, it is turned.
+def measure_image(path: Path) -> Size:
+    """Width and height of an image, as displayed; read to its end, so that `open_image` will not fail on it.
 
     Raises:
-        DataError: If it can not be decoded, holds more than 8 bits per channel, or has another size.
+        DataError: as of `open_image`.
     """
-    return _load(where, path, size)[0]
+    return _decode(str(path), path, None, draft=True)[1]
 
 
-def check_image_file(where: str, path: str | Path, size: tuple[int, int]) -> bool:
-    """Decodes an image as far as it takes to know that `load_image` will not fail.
+def load_image(where: str, path: str | Path, size: Size) -> Image.Image:
+    """Decode an image whose annotated size is known, as its annotations refer to it, to RGB.
+
+    Args:
+        where: how messages name it.
+        path: the file.
+        size: width and height in pixels.
+
+    Raises:
+        DataError: it can not be decoded, holds more than 8 bits per channel, or has another size.
+    """
+    return _decode(where, path, size)[0]
+
+
+def check_image_file(where: str, path: str | Path, size: Size) -> bool:
+    """Decode an image as far as it takes to know that `load_image` will not fail.
 
     Returns:
         Whether EXIF turns or mirrors it for display.
 
     Raises:
-        DataError: As `load_image` does.
+        DataError: as of `load_image`.
     """
-    return _load(where, path, size, draft=True)[1]
+    return _decode(where, path, size, draft=True)[2]
 
 
-def _load(where: str, path: str | Path, size: tuple[int, int], draft: bool = False) -> tuple[Image.Image, bool]:
+def _decode(where: str, path: str | Path, size: Size | None, draft: bool = False) -> tuple[Image.Image, Size, bool]:
+    """RGB pixels, the displayed size, and whether that is another view than the stored one.
+
+    `size`: as annotated; None: as displayed. `draft`: a JPEG is read to its end, and computed at an eighth of its size.
+    """
     try:
         if not os.path.getsize(path):
             raise ValueError("the file is empty")
         with Image.open(path) as image:
             stored = image.size
-            if draft:  # a JPEG is read to its end, and computed at an eighth of its size
+            if draft:
                 image.draft(None, (1, 1))
             image.load()
-            if _is_deep(image):
-                raise BadEntry("unreadable image", f"{where}: expected 8 bits per channel, got mode {image.mode!r}")
-            orientation = _orientation(image)
-            turned = stored != size and orientation in TURNED and stored[::-1] == size
-            rgb = (ImageOps.exif_transpose(image) if turned else image).convert("RGB")
+            if image.mode in ("I", "F") or image.mode.startswith("I;"):  # Pillow would clip it at 255
+                raise BadEntry("unreadable image", f"{where}: expected 8 bits per channel, found mode {image.mode!r}")
+            orientation = _orientation(image)  # of a PNG it may be known only now
+            turned = size is None or (stored != size and orientation in TURNED and stored[::-1] == size)
+            rgb = (ImageOps.exif_transpose(image) if turned and orientation != 1 else image).convert("RGB")
     except BadEntry:
         raise
     except Exception as error:  # Pillow raises nearly anything on broken files: OSError, SyntaxError, TypeError ...
         raise BadEntry("unreadable image", f"{where}: can not be decoded: {one_line(error)}") from error
-    if stored != size and not turned:
+    if size is not None and size != stored and not turned:
         expected = f"{size[0]}x{size[1]} pixels as annotated"
         raise BadEntry("size mismatch", f"{where}: expected {expected}, the file stores {stored[0]}x{stored[1]}")
-    return rgb, orientation != 1
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Whether Pillow would clip its pixels at 255."""
-    return image.mode in ("I", "F") or image.mode.startswith("I;")
+    return rgb, stored[::-1] if orientation in TURNED else stored, orientation != 1
 
 
 def _orientation(image: Image.Image) -> int:

@@ -14,19 +14,17 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from .defects import BadEntry, show
+from ...base.errors import short
+from .defects import BadEntry
 
+# Pixels; pycocotools traces polygons in 32-bit integers, and coordinates far beyond an image are no drawing anyhow.
 FARTHEST = 1e6
-"""Pixels. pycocotools traces polygons in 32-bit integers, and coordinates far beyond an image are no drawing anyhow."""
-
+# Pixels; pycocotools takes memory in proportion to a polygon's outline, and ends the process when it gets none.
 LONGEST = 4e6
-"""Pixels. pycocotools takes memory in proportion to a polygon's outline, and ends the process when it gets none."""
-
-MOST_PIXELS = 2**31 - 1
-"""Of an image with masks: pycocotools counts pixels in 32 bits."""
-
+# Of an image with masks: pycocotools counts pixels in 32 bits.
+MAX_PIXELS = 2**31 - 1
+# Compressed run lengths: 5 bits a character from '0' on; the 32 characters from 'P' say that the number goes on.
 _NUMBERS = re.compile(r"(?:[P-o]{0,6}[0-O])+")
-"""Compressed run lengths: 5 bits a character from '0' on; the 32 characters from 'P' say that the number goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +32,11 @@ class ImageMasks:
     """The masks of one image's objects, run-length encoded.
 
     Attributes:
-        counts: Compressed run lengths, one per object, down the columns of the image as it was annotated.
-        height: Of the annotated image, pixels.
-        width: Pixels.
-        is_transposed: Rows and columns are swapped when the masks are taken out.
+        counts: compressed run lengths, one per object, down the columns of the image as it was annotated; b"" of an
+            object without a mask, which can be neither decoded nor written.
+        height: of the annotated image, pixels.
+        width: pixels.
+        is_transposed: rows and columns are swapped when the masks are taken out.
     """
 
     counts: tuple[bytes, ...]
@@ -49,11 +48,11 @@ class ImageMasks:
         return len(self.counts)
 
     def transposed(self) -> "ImageMasks":
-        """Returns the masks of the image with rows and columns swapped."""
+        """The masks of the image with rows and columns swapped."""
         return dataclasses.replace(self, is_transposed=not self.is_transposed)
 
     def decode(self, kept: np.ndarray) -> Tensor:
-        """Returns the masks of the objects for which `kept`, (N,) bool, is true: (M, H, W) uint8, 0 or 1."""
+        """The masks of the objects for which `kept`, (N,) bool, is true: (M, H, W) uint8, 0 or 1."""
         chosen = [self._rle(counts) for counts in itertools.compress(self.counts, kept)]
         if chosen:
             by_column = torch.from_numpy(coco_mask.decode(chosen).transpose(2, 1, 0))  # as it lies in memory
@@ -62,7 +61,7 @@ class ImageMasks:
         return (by_column if self.is_transposed else by_column.mT).contiguous()
 
     def to_coco(self) -> list[dict]:
-        """Returns COCO's `segmentation` of each object: compressed run lengths that JSON can hold."""
+        """COCO's `segmentation` of each object: compressed run lengths that JSON can hold."""
         rles = (self._rle(counts) for counts in self.counts)
         if self.is_transposed:
             rles = (coco_mask.encode(np.asfortranarray(coco_mask.decode(rle).T)) for rle in rles)
@@ -73,29 +72,29 @@ class ImageMasks:
 
 
 def encode(where: str, segmentation: object, height: int, width: int) -> bytes:
-    """Returns COCO's `segmentation` of one object, checked, as compressed run lengths.
+    """Check COCO's `segmentation` of one object, and give it as compressed run lengths.
 
     Args:
-        where: How messages name the object.
-        segmentation: Polygons, a list of lists x1, y1, x2, y2 ... in pixels; or run lengths, a dict of size
+        where: how messages name the object.
+        segmentation: polygons, a list of lists x1, y1, x2, y2 ... in pixels; or run lengths, a dict of size
             (height, width) and counts, a list of numbers or pycocotools' string.
-        height: Of the image, pixels.
-        width: Pixels.
+        height: of the image, pixels.
+        width: pixels.
 
     Raises:
-        DataError: For an object without a segmentation, or with one that can not be used.
+        DataError: an object without a segmentation, or with one that can not be used.
     """
     where = f"{where}: segmentation"
     if segmentation is None or segmentation == []:
-        raise BadEntry("no mask", f"{where}: expected polygons or run lengths, got {show(segmentation)}")
-    if height * width > MOST_PIXELS:
-        raise _bad(f"{where}: expected an image of at most {MOST_PIXELS} pixels, got {width}x{height}")
+        raise BadEntry("no mask", f"{where}: expected polygons or run lengths, found {short(segmentation)}")
+    if height * width > MAX_PIXELS:
+        raise _bad(f"{where}: expected an image of at most {MAX_PIXELS} pixels, found {width}x{height}")
     if isinstance(segmentation, list):
         counts, area = _trace(where, segmentation, height, width)
     elif isinstance(segmentation, dict):
         counts, area = read_runs(where, segmentation, height, width)
     else:
-        raise _bad(f"{where}: expected polygons or run lengths, got {show(segmentation)}")
+        raise _bad(f"{where}: expected polygons or run lengths, found {short(segmentation)}")
     if not area:
         raise _bad(f"{where}: expected a mask that covers pixels of the {width}x{height} image, it covers none")
     return counts
@@ -108,14 +107,14 @@ def _bad(message: str) -> BadEntry:
 def _trace(where: str, polygons: list, height: int, width: int) -> tuple[bytes, int]:
     for index, polygon in enumerate(polygons):
         if problem := _find_problem(polygon):
-            raise _bad(f"{where}[{index}]: expected {problem}, got {show(polygon)}")
+            raise _bad(f"{where}[{index}]: expected {problem}, found {short(polygon)}")
     rles = coco_mask.frPyObjects(polygons, height, width)
     rle = rles[0] if len(rles) == 1 else coco_mask.merge(rles)
     return rle["counts"], int(coco_mask.area(rle))
 
 
 def _find_problem(polygon: object) -> str | None:
-    """Says what was expected of a polygon that can not be used."""
+    """What was expected of a polygon that can not be used."""
     if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
         return "a polygon, a list of numbers x1, y1, x2, y2 ..."
     if len(polygon) % 2:
@@ -136,22 +135,22 @@ def _outline(polygon: list) -> float:
 
 
 def read_runs(where: str, rle: dict, height: int, width: int) -> tuple[bytes, int]:
-    """Returns checked run lengths, which may cover nothing, in compressed form, and how many pixels they cover.
+    """Check run lengths, which may cover nothing; give them in compressed form, and how many pixels they cover.
 
-    Args: as of `encode`.
+    Arguments as of `encode`.
 
     Raises:
-        DataError: If they are none, or not of an image of this size.
+        DataError: they are none, or not of an image of this size.
     """
     if rle.get("size") != [height, width]:
         raise _bad(
-            f"{where}: size: expected the image's [height, width], {[height, width]}, got {show(rle.get('size'))}"
+            f"{where}: size: expected the image's [height, width], {[height, width]}, found {short(rle.get('size'))}"
         )
     counts = rle.get("counts")
     runs = _uncompress(counts) if isinstance(counts, str) else _as_runs(counts)
     if runs is None:
         raise _bad(f"{where}: counts: expected run lengths, a list of integers from 0 on or a string of their"
-                   f" compressed form, got {show(counts)}")  # fmt: skip
+                   f" compressed form, found {short(counts)}")  # fmt: skip
     if (total := sum(runs)) != height * width:
         raise _bad(f"{where}: counts: expected runs over all {height * width} pixels of the image, they add to {total}")
     # Those that were compressed may be so in more than one way: all go through pycocotools' own
@@ -159,14 +158,14 @@ def read_runs(where: str, rle: dict, height: int, width: int) -> tuple[bytes, in
 
 
 def _as_runs(counts: object) -> list[int] | None:
-    """Returns the run lengths if they are some."""
+    """The run lengths, if they are some."""
     if not isinstance(counts, list) or not set(map(type, counts)) <= {int} or min(counts, default=-1) < 0:
         return None
     return counts
 
 
 def _uncompress(text: str) -> list[int] | None:
-    """Decodes compressed run lengths; None if the string is none. pycocotools reads past the end of such a string."""
+    """Decode compressed run lengths; None if the string is none. pycocotools reads past the end of such a string."""
     if not text.isascii() or not _NUMBERS.fullmatch(text):
         return None
     digits = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) - 48

@@ -12,16 +12,15 @@ import numpy as np
 
 from ...base.errors import NatsError
 from ...base.files import write_json
+from ...base.text import text_table
+from ..data.annotations import CLIPPED, ROTATED, CocoAnnotations
 from ..data.defects import Defect, count
 from ..data.opening import Format, detect_format, find_formats, list_splits
-from .check import HELD_APART, CheckedSplit, check_split, rows
+from .check import HELD_APART, CheckedSplit, check_split
 from .samples import draw_samples, many
 
-SMALL, MEDIUM = 32**2, 96**2
-"""Square pixels: COCO's limits between small, medium and large."""
-
-EXAMPLES = 3
-"""Of each kind of defect, in the printed text; data.json holds all."""
+SMALL, MEDIUM = 32**2, 96**2  # square pixels: COCO's limits between small, medium and large
+EXAMPLES = 3  # of each kind of defect, in the printed text; data.json holds all
 
 
 class Spread(NamedTuple):
@@ -51,19 +50,19 @@ class SplitReport:
     """The numbers of one split. All count what can be used; boxes without crowd regions.
 
     Attributes:
-        split: Its name.
-        images: How many.
-        boxes: How many.
-        crowd: Crowd regions, which training leaves out: COCO's iscrowd, VOC's difficult.
-        masks: Objects, crowd or not, that have one.
-        classes: Boxes and images with at least one, by class, most frequent first.
-        sizes: Boxes by COCO's size, of the annotated area.
-        empty: Images without objects.
-        widths, heights: Of images, pixels; `image_sizes` are the three most frequent (width, height, images).
-        aspect_ratios: Width / height of boxes.
-        boxes_per_image: Spread over all images.
-        defects: Of every image and object that can not be used.
-        notes: What is remarkable, and usable.
+        split: its name.
+        images: how many.
+        boxes: how many.
+        crowd: crowd regions, which training leaves out: COCO's iscrowd, VOC's difficult.
+        masks: objects, crowd or not, that have one.
+        classes: boxes and images with at least one, by class, most frequent first.
+        sizes: boxes by COCO's size, of the annotated area.
+        empty: images without objects.
+        widths, heights: of images, pixels; `image_sizes` are the three most frequent (width, height, images).
+        aspect_ratios: width / height of boxes.
+        boxes_per_image: spread over all images.
+        defects: of every image and object that can not be used.
+        notes: what is remarkable, and usable.
     """
 
     split: str
@@ -83,7 +82,7 @@ class SplitReport:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the same as JSON can hold it."""
+        """The same as JSON can hold it."""
         content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         spreads = {key: value._asdict() for key, value in content.items() if isinstance(value, Spread)}
         classes = {name: {"boxes": boxes, "images": images} for name, (boxes, images) in self.classes.items()}
@@ -138,7 +137,7 @@ class DataReport:
         return list(dict.fromkeys(defect for split in self.splits for defect in split.defects))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the same as JSON can hold it."""
+        """The same as JSON can hold it."""
         return {
             "path": self.path,
             "format": self.format,
@@ -161,12 +160,12 @@ def _aligned(facts: Iterable[tuple[str, str]]) -> list[str]:
     return [f"{name:<19} {value}" for name, value in facts]
 
 
-def _class_table(classes: dict[str, tuple[int, int]], boxes: int) -> Iterator[str]:
-    width = max([19, *(len(name) for name in classes)])
-    yield f"{'class':<{width}} {'boxes':>9} {'share':>7} {'images':>9}"
-    for name, (number, images) in classes.items():
-        share = f"{number / boxes:.1%}" if boxes else "-"
-        yield f"{name:<{width}} {number:>9,} {share:>7} {images:>9,}"
+def _class_table(classes: dict[str, tuple[int, int]], boxes: int) -> list[str]:
+    rows = [
+        (name, f"{number:,}", f"{number / boxes:.1%}" if boxes else "-", f"{images:,}")
+        for name, (number, images) in classes.items()
+    ]
+    return text_table([("class", "boxes", "share", "images"), *rows], "<19", ">9", ">7", ">9", gap=" ")
 
 
 def _defect_lines(defects: Sequence[Defect]) -> Iterator[str]:
@@ -190,42 +189,42 @@ def report_data(
     output: str | Path | None = None,
     samples: int = 8,
 ) -> tuple[DataReport, list[str]]:
-    """Reads and decodes all of a data set, and writes a picture and a JSON file of what is in it.
+    """Read and decode all of a data set, and write a picture and a JSON file of what is in it.
 
     Args:
-        root, format, images: As for `formats.read_split`.
-        split: Default: all.
-        output: A PNG file, beside which the JSON file gets the same stem; or a folder, for data.png and data.json.
+        root, format, images: as for `opening.read_split`.
+        split: default: all.
+        output: a PNG file, beside which the JSON file gets the same stem; or a folder, for data.png and data.json.
             Default: `{name of the data set}_data.png`, in the working folder.
-        samples: Images of each split in the picture; 0 for no picture.
+        samples: images of each split in the picture; 0 for no picture.
 
     Returns:
         The report, and a line for each file that was written.
 
     Raises:
-        DataError: If there is no such data set or split.
-        NatsError: If the output can not be written there.
+        DataError: there is no such data set or split.
+        NatsError: the output can not be written there.
     """
     root = Path(root)
     if samples < 0:
-        raise NatsError(f"samples: expected 0 or more, got {samples}")
+        raise NatsError(f"samples: expected 0 or more, found {samples}")
     chosen = detect_format(root) if format is None else format
     splits = list_splits(root, chosen) if split is None else [split]
     picture = picture_path(root, output)
-    checked = [check_split(root, name, chosen, images, is_required=split is not None) for name in splits]
+    checked = [check_split(root, name, chosen, images=images, is_required=split is not None) for name in splits]
     reports = [summarise(each) for each in checked]
     others: list[str] = [name for name in find_formats(root) if name != chosen]
     report = DataReport(str(root), chosen, others, reports, _shared_images(checked))
     write_json(picture.with_suffix(".json"), report.to_dict())
     written = [f"numbers: {picture.with_suffix('.json')}"]
-    if samples and any(each.records for each in checked):
+    if samples and any(each.content for each in checked):
         draw_samples(checked, picture, samples)
         written.append(f"picture: {picture}")
     return report, written
 
 
 def summarise_defects(report: DataReport) -> str:
-    """Says in one line that there are defects, how many of which kind, and what can be done."""
+    """Say in one line that there are defects, how many of which kind, and what can be done."""
     counts = ", ".join(f"{number:,} x {reason}" for reason, number in count(report.defects).items())
     found = many(len(report.defects), "defect")
     return f"{report.path}: {found} ({counts}); mend them, or leave them out with --skip_bad"
@@ -235,7 +234,7 @@ def picture_path(root: Path, output: str | Path | None) -> Path:
     """The PNG file that `report_data` writes; a folder is made if need be.
 
     Raises:
-        NatsError: If it can not be one.
+        NatsError: it can not be one.
     """
     if output is None:
         return Path(f"{Path(os.path.abspath(root)).stem}_data.png")
@@ -252,16 +251,17 @@ def picture_path(root: Path, output: str | Path | None) -> Path:
 
 def _shared_images(checked: Sequence[CheckedSplit]) -> list[str]:
     """Which of the splits that are held apart as a rule have images in common."""
-    files = {each.split: each.files() for each in checked if each.records and each.split in HELD_APART}
+    files = {each.split: each.files() for each in checked if each.split in HELD_APART}
     shared = ((one, other, len(files[one] & files[other])) for one, other in itertools.combinations(files, 2))
     return [f"{one} and {other} have {many(number, 'image')} in common" for one, other, number in shared if number]
 
 
 def summarise(checked: CheckedSplit) -> SplitReport:
-    """Returns the numbers of a split."""
-    if not checked.records:
+    """The numbers of a split."""
+    content = checked.content
+    if content is None:
         return SplitReport(checked.split, defects=checked.defects)
-    records = checked.records
+    records = content.images
     kept = [~record.iscrowd for record in records]
     boxes = np.concatenate([record.boxes[k] for record, k in zip(records, kept, strict=True)])
     area = np.concatenate([record.area[k] for record, k in zip(records, kept, strict=True)])
@@ -274,8 +274,8 @@ def summarise(checked: CheckedSplit) -> SplitReport:
         images=len(records),
         boxes=len(boxes),
         crowd=sum(int(record.iscrowd.sum()) for record in records),
-        masks=checked.mask_count,
-        classes=_count_classes(checked.classes, labels),
+        masks=sum(bool(mask) for record in records if record.masks for mask in record.masks.counts),
+        classes=_count_classes(content.classes, labels),
         sizes={"small": small, "medium": len(area) - small - large, "large": large},
         empty=sum(not len(record.boxes) for record in records),
         widths=Spread.of(widths),
@@ -284,17 +284,18 @@ def summarise(checked: CheckedSplit) -> SplitReport:
         aspect_ratios=Spread.of(boxes[:, 2] / boxes[:, 3]),
         boxes_per_image=Spread.of([len(each) for each in labels]),
         defects=checked.defects,
-        notes=list(_notes(checked)),
+        notes=list(_notes(content)),
     )
 
 
-def _notes(checked: CheckedSplit) -> Iterator[str]:
-    if checked.clipped:
-        yield f"{many(checked.clipped, 'box')} partly outside the image, clipped to it in training"
-    if twice := sum(len(each) - len(set(each)) for each in map(rows, checked.records)):
+def _notes(content: CocoAnnotations) -> Iterator[str]:
+    if clipped := content.notes.get(CLIPPED):
+        yield f"{many(clipped, 'box')} partly outside the image, clipped to it in training"
+    objects = (np.column_stack((record.labels, record.boxes)) for record in content.images)
+    if twice := sum(len(each) - len(np.unique(each, axis=0)) for each in objects):
         yield f"{many(twice, 'box')} there twice, with the same class in the same image"
-    if checked.turned:
-        yield f"{many(checked.turned, 'image')} that EXIF turns or mirrors for display: see whether the boxes fit"
+    if turned := content.notes.get(ROTATED):
+        yield f"{many(turned, 'image')} that EXIF turns or mirrors for display: see whether the boxes fit"
 
 
 def _count_classes(classes: Sequence[str], labels: Sequence[np.ndarray]) -> dict[str, tuple[int, int]]:

@@ -12,38 +12,38 @@ import torch
 from PIL import Image, ImageDraw
 
 from ...base.files import atomic_file
-from ..data.annotations import ImageRecord
+from ..data.annotations import CocoAnnotations, ImageRecord
 from ..data.images import load_image
-from ..data.masks import ImageMasks
 from ..pictures.drawing import MIN_SHORT_SIDE, PALETTE, draw_detections, load_font, shorten
-from .check import CheckedSplit, Row, rows
+from .check import CheckedSplit
 
-CELL = 480
-"""Pixels, the longer side of a sample."""
-
+CELL = 480  # pixels, the longer side of a sample
 COLUMNS = 4
 HEADING, CAPTION, GAP = 26, 14, 14
 BACKGROUND = (238, 238, 238)
 
 
 def draw_samples(checked: Sequence[CheckedSplit], path: Path, samples: int) -> None:
-    """Writes a PNG with some images of each split, their boxes, masks and names of classes.
+    """Write a PNG with some images of each split, their boxes, masks and names of classes.
 
     Args:
-        checked: Splits without usable images are left out.
-        path: The PNG file.
-        samples: Most images of a split.
+        checked: splits without usable images are left out.
+        path: the PNG file.
+        samples: most images of a split.
     """
-    usable = [each for each in checked if each.records]
     sheet = _lay_out(
-        {f"{each.split}: {many(len(each.records), 'image')}": _draw_split(each, samples) for each in usable}
+        {
+            f"{each.split}: {many(len(each.content.images), 'image')}": _draw_split(each.content, each.folder, samples)
+            for each in checked
+            if each.content is not None
+        }
     )
     with atomic_file(path) as scratch:
         sheet.save(scratch, format="PNG")
 
 
 def choose_samples(records: Sequence[ImageRecord], samples: int) -> list[int]:
-    """Returns indices of images that show every class if there is room, the rarest first, and others at even steps."""
+    """Indices of images that show every class if there is room, the rarest first, and others at even steps."""
     labels = [set(record.labels.tolist()) for record in records]
     frequency = Counter(label for each in labels for label in each)
     chosen: set[int] = set()
@@ -70,17 +70,15 @@ class Sample(NamedTuple):
     caption: str
 
 
-def _draw_split(checked: CheckedSplit, samples: int) -> list[Sample]:
-    chosen = [checked.records[index] for index in choose_samples(checked.records, samples)]
+def _draw_split(content: CocoAnnotations, folder: Path, samples: int) -> list[Sample]:
+    chosen = [content.images[index] for index in choose_samples(content.images, samples)]
     widths, heights = zip(*(_fit((record.width, record.height), (CELL, CELL)) for record in chosen), strict=True)
     cell = (max(MIN_SHORT_SIDE, *widths), max(MIN_SHORT_SIDE, *heights))
-    return [_draw_record(checked, record, cell) for record in chosen]
+    return [_draw_record(record, folder / record.file_name, content.classes, cell) for record in chosen]
 
 
-def _draw_record(checked: CheckedSplit, record: ImageRecord, cell: tuple[int, int]) -> Sample:
-    """Draws an image into a cell of its own: letters and lines have one size, whatever the image's."""
-    folder = checked.raw.folder if checked.raw else None
-    path = Path(folder or "") / record.file_name
+def _draw_record(record: ImageRecord, path: Path, classes: Sequence[str], cell: tuple[int, int]) -> Sample:
+    """Draw an image into a cell of its own: letters and lines have one size, whatever the image's."""
     image = load_image(str(path), path, (record.width, record.height))
     fitted = image.resize(_fit(image.size, cell), Image.Resampling.LANCZOS)
     corner = ((cell[0] - fitted.width) // 2, (cell[1] - fitted.height) // 2)
@@ -89,10 +87,10 @@ def _draw_record(checked: CheckedSplit, record: ImageRecord, cell: tuple[int, in
     order = np.argsort(-record.boxes[:, 2] * record.boxes[:, 3], kind="stable")  # small ones on top
     boxes = torch.from_numpy(_to_canvas(record, corner, fitted.size)[order])
     # Crowd regions get labels of their own with the same colours
-    crowd = len(PALETTE) * math.ceil(len(checked.classes) / len(PALETTE))
-    names = [*checked.classes, *[""] * (crowd - len(checked.classes)), *(f"{c} (crowd)" for c in checked.classes)]
+    crowd = len(PALETTE) * math.ceil(len(classes) / len(PALETTE))
+    names = [*classes, *[""] * (crowd - len(classes)), *(f"{c} (crowd)" for c in classes)]
     labels = torch.from_numpy((record.labels + crowd * record.iscrowd)[order])
-    masks = _Planes(record, checked.masks(record), order, corner, fitted.size, cell)
+    masks = _Planes(record, order, corner, fitted.size, cell)
     drawn = draw_detections(canvas, boxes, labels, classes=names, masks=masks, enlarge=False)
     return Sample(drawn, f"{record.file_name}  {many(len(record.boxes), 'object')}")
 
@@ -114,34 +112,31 @@ class _Planes(Sequence[np.ndarray]):
     """The masks of an image's objects on its canvas, (H, W) bool each, made when they are asked for.
 
     Args:
-        record: The image.
-        masks: Run lengths by row; an object without any gets an empty mask.
-        order: In which the objects are drawn.
-        corner, size: Where the image lies on the canvas, and how large, in pixels.
-        cell: Size of the canvas.
+        record: the image; an object of it without a mask gets an empty one.
+        order: in which the objects are drawn.
+        corner, size: where the image lies on the canvas, and how large, in pixels.
+        cell: size of the canvas.
     """
 
     def __init__(
         self,
         record: ImageRecord,
-        masks: Mapping[Row, bytes],
         order: np.ndarray,
         corner: tuple[int, int],
         size: tuple[int, int],
         cell: tuple[int, int],
     ):
-        self.record, self.masks = record, masks
-        self.rows = [rows(record)[index] for index in order]
+        self.record, self.order = record, order
         self.corner, self.size, self.cell = corner, size, cell
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.order)
 
     def __getitem__(self, index: Any) -> Any:
         canvas = Image.new("L", self.cell)
-        counts = self.masks.get(self.rows[index])
-        if counts is not None:
-            mask = ImageMasks((counts,), self.record.height, self.record.width).decode(np.ones(1, bool))[0]
+        masks, row = self.record.masks, self.order[index]
+        if masks is not None and masks.counts[row]:
+            mask = masks.decode(np.arange(len(masks)) == row)[0]
             canvas.paste(Image.fromarray(mask.numpy() * 255).resize(self.size, Image.Resampling.BILINEAR), self.corner)
         return np.asarray(canvas) >= 128
 

@@ -19,14 +19,11 @@ from ..data.formats.coco import read_coco
 from ..data.masks import read_runs
 from ..metrics import Metrics
 
-_STATS = (
+_STATS = (  # what `COCOeval.stats` holds, in its order
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
     *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
 )
-"""What `COCOeval.stats` holds, in its order."""
-
-SHOWN_IDS = 5
-"""Of unknown ones, in a message."""
+SHOWN_IDS = 5  # of unknown ones, in a message
 
 
 def evaluate(
@@ -35,21 +32,25 @@ def evaluate(
     image_ids: Iterable[int] | None = None,
     source: str | Path | None = None,
 ) -> Metrics:
-    """Computes COCO's metrics, of boxes and, where the results and the ground truth have them, of masks.
+    """Compute COCO's metrics, of boxes and, where the results and the ground truth have them, of masks.
 
     The figures are those of `COCO.loadRes` and `COCOeval`, also in that results with a box are counted as small,
     medium or large by their box, and results with nothing but a mask by their mask.
 
     Args:
-        annotations: The ground truth: an annotation file, read strictly; what pycocotools has loaded; or a data set,
+        annotations: the ground truth: an annotation file, read strictly; what pycocotools has loaded; or a data set,
             which stands for its own images only, without entries that it left out, and for masks only if it was
             opened with them.
-        results: In COCO's results format, see `predict` and `load_results`; may be empty. Left as they are.
-        image_ids: The images that count, with or without results. Default: all of `annotations`.
-        source: The file of the results, for messages.
+        results: in COCO's results format, see `predict` and `load_results`; may be empty. Left as they are.
+        image_ids: the images that count, with or without results. Default: all of `annotations`.
+        source: the file of the results, for messages.
+
+    Example:
+        results = predict(detector, dataset, Accelerator())
+        print(evaluate(dataset, results).table())
 
     Raises:
-        DataError: If the file can not be used, or the results or `image_ids` name an image or a category that it
+        DataError: if the file can not be used, or the results or `image_ids` name an image or a category that it
             does not hold, or a mask is of another size than its image.
     """
     return CocoEvaluation(annotations, results, image_ids, source).metrics()
@@ -59,10 +60,10 @@ class CocoEvaluation:
     """Results matched with ground truth by pycocotools; `evaluate` and its arguments tell the rest.
 
     Attributes:
-        truth: The ground truth that counts, and perhaps images that do not.
-        found: The results, with ids from 1 in their order.
+        truth: the ground truth that counts, and perhaps images that do not.
+        found: the results, with ids from 1 in their order.
         boxes: COCOeval by IoU of boxes, accumulated and summarised.
-        masks: The same by IoU of masks, or None.
+        masks: the same by IoU of masks, or None.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class CocoEvaluation:
         return evaluation
 
     def metrics(self) -> Metrics:
-        """Returns the figures of boxes, and those of masks in them."""
+        """The figures of boxes, and those of masks in them."""
         mask = None if self.masks is None else self._metrics(self.masks)
         return self._metrics(self.boxes, mask)
 
@@ -124,7 +125,7 @@ def _ground_truth(annotations: str | Path | COCO | CocoDataset, masks: bool) -> 
 
 
 def _countable(annotation: dict, number: int) -> dict:
-    """Fills in what COCOeval asks for; it takes a match with annotation id 0 for none, and writes into what it gets."""
+    """With all that COCOeval asks for, which takes a match with id 0 for none and writes into what it gets."""
     _, _, width, height = annotation["bbox"]
     return {"area": width * height, "iscrowd": 0, **annotation, "id": number}
 
@@ -163,7 +164,7 @@ def _check_known(truth: COCO, results: list[dict], image_ids: list[int], name: s
         image, segmentation = truth.imgs[result["image_id"]], result.get("segmentation")
         size = [image.get("height"), image.get("width")]
         if isinstance(segmentation, dict) and list(segmentation["size"]) != size:
-            found = f"expected {size}, image {image['id']}'s [height, width], got {segmentation['size']}"
+            found = f"expected {size}, image {image['id']}'s [height, width], found {segmentation['size']}"
             raise DataError(f"{name}[{index}]: segmentation: size: {found}")
 
 
@@ -191,20 +192,20 @@ def _percent(value: float) -> float | None:
 
 
 def save_results(results: list[dict], path: str | Path) -> None:
-    """Writes COCO's results format, JSON; a file of that name is replaced when the new one is complete."""
+    """Write COCO's results format, JSON; a file of that name is replaced when the new one is complete."""
     write_text(path, json.dumps(results))
 
 
 def load_results(path: str | Path) -> list[dict]:
-    """Reads COCO's results format.
+    """Read COCO's results format.
 
     Raises:
-        DataError: If the file is not a list of results with image_id, category_id, score, and bbox or segmentation or
+        DataError: if the file is not a list of results with image_id, category_id, score, and bbox or segmentation or
             both: all of them the same.
     """
     results = read_json(path, DataError, most_bytes=None, most_levels=None)
     if not isinstance(results, list):
-        raise DataError(f"{path}: expected a list of results, got {type(results).__name__}")
+        raise DataError(f"{path}: expected a list of results, found {type(results).__name__}")
     for index, result in enumerate(results):
         _check_result(f"{path}: results[{index}]", result)
         for key in ("bbox", "segmentation"):
@@ -216,7 +217,7 @@ def load_results(path: str | Path) -> list[dict]:
 
 def _check_result(where: str, result: object) -> None:
     if not isinstance(result, dict):
-        raise DataError(f"{where}: expected an object, got {type(result).__name__}")
+        raise DataError(f"{where}: expected an object, found {type(result).__name__}")
     for key in ("image_id", "category_id"):
         if type(result.get(key)) is not int:
             raise DataError(f"{where}: {key}: expected an integer")

@@ -17,22 +17,18 @@ from ..pictures.drawing import draw_detections, load_font, shorten
 from .coco import CocoEvaluation, has_masks
 from .errors import FalsePositive, Missed
 
-MOST_ERRORS = 12
+MAX_ERRORS = 12
 COLUMNS = 3
-PANEL = 280
-"""Pixels, both sides of one picture of a pair."""
+PANEL = 280  # pixels, both sides of one picture of a pair
 
-AROUND = 0.6
-"""How much is shown on each side of an error, in lengths of its own side."""
+AROUND = 0.6  # how much is shown on each side of an error, in lengths of its own side
 
-LEAST_CROP = 96
-"""Pixels of the image, shortest side of what is shown."""
+LEAST_CROP = 96  # pixels of the image, shortest side of what is shown
 
 HEADING, CAPTION, GAP = 22, 14, 16
 BACKGROUND = (238, 238, 238)
 
-Box = tuple[float, float, float, float]
-"""x1, y1, x2, y2 in pixels."""
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
 
 
 class _Crop(NamedTuple):
@@ -63,12 +59,12 @@ class _Crop(NamedTuple):
 
 
 class ErrorSheets:
-    """Draws errors of one evaluation.
+    """Sheets of one evaluation's errors.
 
     Args:
-        dataset: The images.
-        evaluation: Of results on that data set.
-        threshold: Detections with a lower score are not drawn.
+        dataset: the images.
+        evaluation: of results on that data set.
+        threshold: detections with a lower score are not drawn.
     """
 
     def __init__(self, dataset: CocoDataset, evaluation: CocoEvaluation, threshold: float):
@@ -81,15 +77,15 @@ class ErrorSheets:
         self.labels = {category_id: label for label, category_id in enumerate(sorted(evaluation.truth.cats), start=1)}
 
     def draw(self, errors: Sequence[FalsePositive | Missed], title: str, path: str | Path) -> None:
-        """Writes a PNG of the first twelve errors: each with ground truth on the left and detections on the right.
+        """Write a PNG of the first twelve errors: each with ground truth on the left and detections on the right.
 
         Of a false positive nothing but itself is drawn on the right, unless it is a duplicate; there, and beside a
         missed object, all detections are.
 
         Raises:
-            DataError: If an image can not be loaded.
+            DataError: if an image can not be loaded.
         """
-        shown = errors[:MOST_ERRORS]
+        shown = errors[:MAX_ERRORS]
         columns = min(COLUMNS, len(shown))
         width, height = 2 * PANEL + GAP, PANEL + 2 * CAPTION + 2 * GAP
         top = 3 * HEADING

@@ -12,20 +12,19 @@ from .coco import CocoEvaluation
 
 MATCH_IOU, NEAR_IOU = 0.5, 0.1
 
+# What a false positive lies on, by kind; the first that holds.
 FALSE_KINDS = {
     "duplicate": "its own class's object at IoU >= 0.5, which a detection with a higher score has found",
     "confusion": "an object of another class at IoU >= 0.5",
     "localisation": "an object of its own class at IoU 0.1 to 0.5, and none better",
     "background": "none of these",
 }
-"""What a false positive lies on, by kind; the first that holds."""
-
+# What lies on a missed object, by kind; the first that holds.
 MISSED_KINDS = {
     "confused": "a false positive of another class lies on it at IoU >= 0.5",
     "mislocated": "a false positive of its own class lies on it at IoU 0.1 to 0.5",
     "unseen": "neither",
 }
-"""What lies on a missed object, by kind; the first that holds."""
 
 
 class FalsePositive(NamedTuple):
@@ -57,12 +56,12 @@ class ErrorBreakdown:
     match is missed, in one of the ways of `MISSED_KINDS`.
 
     Attributes:
-        threshold: The score; of all scores that with the highest F1, 2 TP / (detections + objects), over all classes.
-        detections: How many count: true and false positives.
-        objects: How many there are.
+        threshold: the score; of all scores that with the highest F1, 2 TP / (detections + objects), over all classes.
+        detections: how many count: true and false positives.
+        objects: how many there are.
         false: False positives, highest score first.
-        missed: Missed objects, largest area first.
-        confusions: How often an object's class was taken for a detection's: (class, found as) by category id.
+        missed: missed objects, largest area first.
+        confusions: how often an object's class was taken for a detection's: (class, found as) by category id.
     """
 
     threshold: float
@@ -78,7 +77,7 @@ class ErrorBreakdown:
         return self.detections - len(self.false)
 
     def to_dict(self) -> dict:
-        """Returns the numbers as JSON can hold them."""
+        """The numbers as JSON can hold them."""
         return {
             "threshold": self.threshold,
             "detections": self.detections,
@@ -95,7 +94,7 @@ def _counts(errors: Sequence[FalsePositive | Missed], kinds: Iterable[str]) -> d
 
 
 def find_errors(evaluation: CocoEvaluation) -> ErrorBreakdown:
-    """Sorts the errors of an evaluation, by its boxes; `ErrorBreakdown` defines them."""
+    """Sort the errors of an evaluation, by its boxes; `ErrorBreakdown` defines them."""
     matches = _Matches(evaluation)
     threshold = best_threshold(matches.scores, matches.correct, len(matches.objects))
     kept = matches.scores >= threshold
@@ -128,7 +127,7 @@ class _Matches:
         scores: (N,) theirs.
         correct: (N,) bool.
         matched: (N,) ids of the objects, where they are correct.
-        objects: Ids of all objects but crowd regions.
+        objects: ids of all objects but crowd regions.
     """
 
     def __init__(self, evaluation: CocoEvaluation):
@@ -149,12 +148,12 @@ def _join(parts: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def best_threshold(scores: np.ndarray, correct: np.ndarray, objects: int) -> float:
-    """Returns the score from which on detections have the highest F1; the lowest score if all are wrong, or 0.
+    """The score from which on detections have the highest F1; the lowest score if all are wrong, or 0.
 
     Args:
         scores: (N,).
         correct: (N,) bool.
-        objects: How many there are to be found.
+        objects: how many there are to be found.
     """
     if not len(scores):
         return 0.0

@@ -19,11 +19,9 @@ from ..runs.setup import create_accelerator
 from .coco import CocoEvaluation, evaluate, has_masks, load_results, save_results
 from .predict import predict
 
-REPORT_OUTPUT = "evaluation"
-"""The output folder of a report when none is named."""
+REPORT_OUTPUT = "evaluation"  # the output folder of a report when none is named
 
-SHOWN_NAMES = 5
-"""Of a detector's classes, in a message."""
+SHOWN_NAMES = 5  # of a detector's classes, in a message
 
 
 def evaluate_model(
@@ -52,10 +50,11 @@ def evaluate_model(
     check_at_least(0, workers=workers)
     accelerator = create_accelerator(precision)
     options = {"skip_bad": skip_bad, "transpose": transpose}
+    raw = read_split(data, split, format, images=images)
     if model.endswith(".json"):
-        run = _read_run(model, read_split(data, split, format, images), options)
+        run = _read_run(model, raw, options)
     else:
-        run = _predicted_run(model, read_split(data, split, format, images), options, accelerator, batch_size, workers)
+        run = _predicted_run(model, raw, options, accelerator, batch_size, workers)
     if run.dataset.left_out and accelerator.is_main_process:
         print(run.dataset.left_out, file=sys.stderr)
     evaluation = CocoEvaluation(run.dataset, run.results, source=run.source)
@@ -99,7 +98,7 @@ def _read_run(path: str, raw: RawData, options: dict) -> _Run:
     results = load_results(path)
     dataset = CocoDataset.from_raw(raw, masks=has_masks(results) and raw.has_masks(), **options)
     # Those of images that are left out on request are not of unknown images
-    left_out = {entry.get("id") for entry in raw.images if type(entry.get("id")) is int} - set(dataset.image_ids)
+    left_out = {image.id for image in raw.images if type(image.id) is int} - set(dataset.image_ids)
     kept = [result for result in results if result["image_id"] not in left_out]
     return _Run(dataset, kept, {"results": path}, path, Path(path).name)
 
@@ -119,7 +118,7 @@ def _predicted_run(
 
 
 def match_classes(detector: nn.Module, dataset: CocoDataset) -> tuple[int | None, ...]:
-    """Finds the data set's category for each of a detector's labels 1, 2, ..., by the names of classes.
+    """Find the data set's category for each of a detector's labels 1, 2, ..., by the names of classes.
 
     Args:
         detector: what `from_pretrained` returned. One whose config names no classes must have as many as the data

@@ -23,17 +23,17 @@ def predict(
     progress: bool = True,
     category_ids: Sequence[int | None] | None = None,
 ) -> list[dict]:
-    """Runs a detector over a data set, which the processes share among them.
+    """Run a detector over a data set, which the processes share among them.
 
     Args:
-        detector: A torchvision detector, on the accelerator's device: takes a list of images, returns a list of dicts
+        detector: a torchvision detector, on the accelerator's device: takes a list of images, returns a list of dicts
             of boxes, labels, scores and perhaps masks. It is left in the mode, training or not, in which it came.
-        dataset: Its transforms must not be random.
-        accelerator: Knows the processes.
-        batch_size: Images per process. A batch is padded to its largest image, which moves AP a little: keep to one.
-        num_workers: Of the DataLoader.
-        progress: Show a bar, on the main process only.
-        category_ids: The categories of the detector's labels 1, 2, ...; what it finds of a None is dropped. Default:
+        dataset: its transforms must not be random.
+        accelerator: knows the processes.
+        batch_size: images per process. A batch is padded to its largest image, which moves AP a little: keep to one.
+        num_workers: of the DataLoader.
+        progress: show a bar, on the main process only.
+        category_ids: the categories of the detector's labels 1, 2, ...; what it finds of a None is dropped. Default:
             the data set's, in their order.
 
     Returns:
@@ -42,7 +42,7 @@ def predict(
         exceeds 0.5, as COCO's compressed run lengths that JSON can hold.
 
     Raises:
-        DataError: If an image can not be loaded, or the detector has more classes than there are categories.
+        DataError: if an image can not be loaded, or the detector has more classes than there are categories.
     """
     category_ids = dataset.category_ids if category_ids is None else category_ids
     loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate, generator=torch.Generator())

@@ -1,9 +1,8 @@
 """The report on an evaluation: precision-recall curves, AP by class and size, and the worst errors as pictures."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,23 +11,22 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from ...base.files import atomic_folder, write_json, write_text
+from ...base.text import markdown_table
 from ...pictures.style import DPI
 from ..data.dataset import CocoDataset
-from ..metrics import Metrics
+from ..metrics import Metrics, in_percent
 from .coco import CocoEvaluation
 from .error_sheets import ErrorSheets
 from .errors import FALSE_KINDS, MISSED_KINDS, ErrorBreakdown, FalsePositive, Missed, find_errors
 
 BOX_COLOUR, MASK_COLOUR = "#0072B2", "#D55E00"
 LIGHT = "#a9cbe3"
-MOST_PANELS = 100
-"""Classes with a curve of their own; of more, those with the lowest AP50."""
-
-MOST_CONFUSIONS = 15
-"""Pairs of classes in the report's table."""
+MAX_PANELS = 100  # classes with a curve of their own; of more, those with the lowest AP50
+MAX_CONFUSIONS = 15  # pairs of classes in the report's table
 
 SIZES = {"all": "sizes", "small": "below 32² pixels", "medium": "32² to 96²", "large": "above 96²"}
 
+# File name, kind of error and heading of each sheet.
 SHEETS = {
     "false_positives": ("background", "False positives on the background, the highest score first"),
     "duplicates": ("duplicate", "Objects found once more, the highest score first"),
@@ -36,23 +34,22 @@ SHEETS = {
     "localisation": ("localisation", "Badly placed boxes, the highest score first"),
     "missed": ("unseen", "Objects that were not seen at all, the largest first"),
 }
-"""File name, kind of error and heading of each sheet."""
 
 
 def write_report(folder: str | Path, dataset: CocoDataset, evaluation: CocoEvaluation, title: str) -> ErrorBreakdown:
-    """Writes report.md, errors.json and the pictures that it shows, in place of an earlier report.
+    """Write report.md, errors.json and the pictures that it shows, in place of an earlier report.
 
     Args:
-        folder: Is created.
-        dataset: The images; without random transforms.
-        evaluation: Of results on that data set.
-        title: What was evaluated on what.
+        folder: is created.
+        dataset: the images; without random transforms.
+        evaluation: of results on that data set.
+        title: what was evaluated on what.
 
     Returns:
         The errors in numbers.
 
     Raises:
-        DataError: If an image can not be loaded.
+        DataError: if an image can not be loaded.
     """
     metrics, errors = evaluation.metrics(), find_errors(evaluation)
     with atomic_folder(folder) as new:
@@ -62,11 +59,10 @@ def write_report(folder: str | Path, dataset: CocoDataset, evaluation: CocoEvalu
     return errors
 
 
-Picture = tuple[str, str]
-"""A file's name and its heading."""
+Picture = tuple[str, str]  # a file's name and its heading
 
 
-# Charts
+# --- charts -----------------------------------------------------------------------------------------------------------
 
 
 def _draw_charts(folder: Path, evaluation: CocoEvaluation, metrics: Metrics) -> Iterable[Picture]:
@@ -123,8 +119,8 @@ def _class_curves(evaluation: CocoEvaluation) -> Figure:
     precision = _precision(evaluation.boxes, 0.5)
     shown = _measured(evaluation.boxes)
     total = len(shown)
-    if total > MOST_PANELS:
-        worst = sorted(shown, key=lambda k: precision[:, k].mean())[:MOST_PANELS]
+    if total > MAX_PANELS:
+        worst = sorted(shown, key=lambda k: precision[:, k].mean())[:MAX_PANELS]
         shown = [k for k in shown if k in set(worst)]
     columns = min(max(3, total), 10 if total > 30 else 5)
     rows = math.ceil(len(shown) / columns)
@@ -196,7 +192,7 @@ def _size_bars(evaluation: CocoEvaluation, metrics: Metrics) -> Figure:
         places = np.arange(4) + (index - (len(kinds) - 1) / 2) * width
         axes.bar(places, [value or 0 for value in values], width * 0.94, color=colour, label=kind)
         for place, value in zip(places, values, strict=True):
-            axes.text(place, (value or 0) + 1, _figure(value), ha="center", fontsize=8)
+            axes.text(place, (value or 0) + 1, in_percent(value), ha="center", fontsize=8)
     ticks = [f"{name}\n{SIZES[name]}\n{count:,} objects" for name, count in counts.items()]
     axes.set_xticks(range(4), ticks, fontsize=8)
     axes.set(ylim=(0, 108), ylabel="AP, percent")
@@ -212,7 +208,7 @@ def _size_counts(evaluation: CocoEvaluation) -> dict[str, int]:
     return {label: int(((areas >= least) & (areas <= most)).sum()) for label, (least, most) in ranges}
 
 
-# Sheets of errors
+# --- sheets of errors -------------------------------------------------------------------------------------------------
 
 
 def _draw_sheets(
@@ -227,7 +223,7 @@ def _draw_sheets(
             yield f"{name}.png", heading
 
 
-# Text
+# --- text -------------------------------------------------------------------------------------------------------------
 
 
 def _text(
@@ -250,26 +246,14 @@ def _text(
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; columns of numbers are aligned on the right."""
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows)]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    is_text = [any(cell[:1].isalpha() for cell in column) for column in zip(*cells[1:], strict=True)]
-    return "\n".join([lines[0], "".join("|---" if text else "|---:" for text in is_text) + "|", *lines[1:]])
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
 def _overall_table(metrics: Metrics) -> str:
     head = {
         **{"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "AP small", "ap_medium": "AP medium"},
         **{"ap_large": "AP large", "ar_1": "AR 1", "ar_10": "AR 10", "ar_100": "AR 100"},
     }
     kinds = {"boxes": metrics, "masks": metrics.mask}
-    rows = [(kind, *(_figure(getattr(m, key)) for key in head)) for kind, m in kinds.items() if m is not None]
-    return _table(("", *head.values()), rows)
+    rows = [(kind, *(in_percent(getattr(m, key)) for key in head)) for kind, m in kinds.items() if m is not None]
+    return markdown_table(("", *head.values()), rows)
 
 
 def _class_table(evaluation: CocoEvaluation, metrics: Metrics) -> str:
@@ -277,10 +261,10 @@ def _class_table(evaluation: CocoEvaluation, metrics: Metrics) -> str:
     for category_id, category in sorted(evaluation.truth.cats.items()):
         entries = [evaluation.truth.anns[i] for i in evaluation.truth.getAnnIds(catIds=[category_id], iscrowd=False)]
         kinds = filter(None, (metrics, metrics.mask))
-        figures = [_figure(m.per_class[category["name"]][key]) for m in kinds for key in ("ap", "ap50")]
+        figures = [in_percent(m.per_class[category["name"]][key]) for m in kinds for key in ("ap", "ap50")]
         rows.append((category["name"], f"{len(entries):,}", *figures))
     masks = () if metrics.mask is None else ("mask AP", "mask AP50")
-    return _table(("class", "objects", "AP", "AP50", *masks), rows)
+    return markdown_table(("class", "objects", "AP", "AP50", *masks), rows)
 
 
 def _error_text(errors: ErrorBreakdown) -> str:
@@ -291,7 +275,7 @@ def _error_text(errors: ErrorBreakdown) -> str:
             f"Of the detections with a score of at least {errors.threshold:.3f}, the threshold with the highest F1 at"
             f" IoU 0.5: precision {_share(errors.correct, found)}, recall {_share(errors.correct, objects)}."
             " Boxes are matched as for AP; crowd regions, and what lies in them, do not count.",
-            _table(
+            markdown_table(
                 ("detections", "number", "share", "lies on"),
                 [
                     ("correct", f"{errors.correct:,}", _share(errors.correct, found), "an object of its class"),
@@ -299,7 +283,7 @@ def _error_text(errors: ErrorBreakdown) -> str:
                     ("all", f"{found:,}", "", ""),
                 ],
             ),
-            _table(
+            markdown_table(
                 ("objects", "number", "share", "what lies on it"),
                 [
                     ("found", f"{errors.correct:,}", _share(errors.correct, objects), "a detection of its class"),
@@ -320,6 +304,10 @@ def _share(part: int, whole: int) -> str:
 
 def _confusion_text(evaluation: CocoEvaluation, errors: ErrorBreakdown) -> str:
     names = {category_id: category["name"] for category_id, category in evaluation.truth.cats.items()}
-    pairs = sorted(errors.confusions.items(), key=lambda each: (-each[1], each[0]))[:MOST_CONFUSIONS]
+    pairs = sorted(errors.confusions.items(), key=lambda each: (-each[1], each[0]))[:MAX_CONFUSIONS]
     rows = [(f"{names[truth]} as {names[found]}", number) for (truth, found), number in pairs]
-    return f"### Most frequent confusions\n\n{_table(('object, as what it was found', 'number'), rows)}" if rows else ""
+    return (
+        f"### Most frequent confusions\n\n{markdown_table(('object, as what it was found', 'number'), rows)}"
+        if rows
+        else ""
+    )

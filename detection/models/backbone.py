@@ -1,20 +1,16 @@
 """Any timm network with `features_only` as a backbone with a feature pyramid for torchvision's detectors."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
 import timm
-import torch
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
-from ...base.errors import NatsError, one_line
-from ...base.names import NATS_ANY, VARIANT_PREFIX
-from ...folders.find_genotype import find_genotype
-from ...folders.weights import fetch_pretrained, weights_overlay
-from ...genotype.catalogue import default_genotype
+from ...base.errors import NatsError
 from ...genotype.genotype import Genotype
+from ...models.named import PRETRAINED, RANDOM, find_network
 
 PYRAMID_STRIDES = [4, 8, 16, 32]
 
@@ -50,8 +46,8 @@ class BackboneWithFPN(nn.Module):
         return self.fpn(OrderedDict((str(level), feature) for level, feature in enumerate(features)))
 
 
-def create_body(name: str, genotype: Genotype | Mapping | str | None = None, weights: str | None = None) -> nn.Module:
-    """A timm `features_only` network that returns its maps at strides 4, 8, 16 and 32.
+def create_body(name: str, genotype: Genotype | None = None, weights: str | None = None) -> nn.Module:
+    """Create a timm `features_only` network that returns its maps at strides 4, 8, 16 and 32.
 
     Args:
         name: a timm model name, with a tag if wanted (`resnet50.tv_in1k`), plain or a nats variant.
@@ -67,32 +63,18 @@ def create_body(name: str, genotype: Genotype | Mapping | str | None = None, wei
     Raises:
         NatsError: no such model, no such maps, or weights that do not fit.
     """
-    name, tag = _split_tag(name)
-    if not timm.is_model(name):
+    if not timm.is_model(name.partition(".")[0]):
         raise NatsError(f"backbone: timm has no model {name!r}")
-    if name == NATS_ANY:
-        raise NatsError(f"backbone {name}: name the plain architecture instead, and give its genotype")
-    plain = name.removeprefix(VARIANT_PREFIX)
-    if name != plain or genotype is not None:
-        genotype = find_genotype(default_genotype(plain) if genotype is None else genotype)
-    arguments: dict[str, Any] = {} if genotype is None else {"genotype": genotype}
-    if genotype is not None and timm.is_model(VARIANT_PREFIX + plain):
-        name = VARIANT_PREFIX + plain
-    registered = name + tag
-    if genotype is not None and name == plain:
-        arguments["architecture"], name, tag = registered, NATS_ANY, ""
-    arguments["out_indices"] = _pyramid_indices(name, arguments)
-    if weights == "pretrained":
-        fetch_pretrained(registered)
-        body = _create(name + tag, pretrained=True, **arguments)
-    elif weights is None:
-        body = _create(name, **arguments)
-    else:
-        body = _create(name, pretrained=True, pretrained_cfg_overlay=weights_overlay(plain, weights), **arguments)
-        body.pretrained_cfg.pop("state_dict")  # loaded by now; it would be kept as a second copy
-    # The feature wrapper drops the network's own attribute. torch declares no attributes that are no tensors.
-    body.genotype = genotype  # type: ignore[assignment]
-    return body
+    network = find_network(name, genotype)
+    if weights != PRETRAINED:
+        network = replace(network, tag="")
+    strides, indices = network.map_strides(), network.map_indices()
+    if [strides[index] for index in indices] != PYRAMID_STRIDES:
+        found = list(strides.values())
+        raise NatsError(f"backbone {name}: its maps have strides {found}, expected {PYRAMID_STRIDES} among them")
+    if network.has_fixed_size():
+        raise NatsError(f"backbone {name}: takes images of one size only, a detector's images have any")
+    return network.build(weights or RANDOM, features_only=True, out_indices=indices)
 
 
 def freeze_stages(body: nn.Module, trainable_layers: int) -> None:
@@ -112,31 +94,6 @@ def freeze_stages(body: nn.Module, trainable_layers: int) -> None:
     for stage in stages[: len(stages) - trainable_layers]:
         for module in stage:
             module.requires_grad_(False)
-
-
-def _split_tag(name: str) -> tuple[str, str]:
-    base, dot, tag = name.partition(".")
-    return base, dot + tag
-
-
-def _create(name: str, **arguments: Any) -> nn.Module:
-    try:
-        return timm.create_model(name, features_only=True, **arguments)
-    except (RuntimeError, AssertionError, TypeError, OSError) as error:  # OSError: weights that can not be fetched
-        raise NatsError(f"backbone {name}: {one_line(error)}") from error
-
-
-def _pyramid_indices(name: str, arguments: dict[str, Any]) -> list[int]:
-    with torch.device("meta"):
-        network = _create(name, **arguments)
-    strides = dict(zip(network.feature_info.out_indices, network.feature_info.reduction(), strict=True))
-    indices = [index for index, stride in strides.items() if stride in PYRAMID_STRIDES]
-    if [strides[index] for index in indices] != PYRAMID_STRIDES:
-        found = list(strides.values())
-        raise NatsError(f"backbone {name}: its maps have strides {found}, expected {PYRAMID_STRIDES} among them")
-    if network.pretrained_cfg.get("fixed_input_size"):
-        raise NatsError(f"backbone {name}: takes images of one size only, a detector's images have any")
-    return indices
 
 
 def _stages(body: nn.Module) -> list[list[nn.Module]]:

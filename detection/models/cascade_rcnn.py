@@ -41,6 +41,10 @@ class CascadeRCNN(FasterRCNN):
     Raises:
         TypeError: another of FasterRCNN's options of boxes; here these are given for each stage.
         ValueError: see CascadeRoIHeads.
+
+    Example:
+        >>> backbone = BackboneWithFPN(create_body("nats_resnet50"))
+        >>> detector = CascadeRCNN(backbone, num_classes=91, iou_thresholds=(0.5, 0.6, 0.7))
     """
 
     def __init__(
@@ -79,16 +83,16 @@ class CascadeRCNN(FasterRCNN):
             box_roi_pool,
             box_heads,
             box_predictors,
-            iou_thresholds,
-            bbox_reg_weights,
-            box_batch_size_per_image,
-            box_positive_fraction,
-            box_score_thresh,
-            box_nms_thresh,
-            box_detections_per_img,
-            mask_roi_pool,
-            mask_head,
-            mask_predictor,
+            iou_thresholds=iou_thresholds,
+            bbox_reg_weights=bbox_reg_weights,
+            batch_size_per_image=box_batch_size_per_image,
+            positive_fraction=box_positive_fraction,
+            score_thresh=box_score_thresh,
+            nms_thresh=box_nms_thresh,
+            detections_per_img=box_detections_per_img,
+            mask_roi_pool=mask_roi_pool,
+            mask_head=mask_head,
+            mask_predictor=mask_predictor,
         )
         super().__init__(
             backbone, box_roi_pool=box_roi_pool, box_head=box_heads[0], box_predictor=box_predictors[0], **kwargs
@@ -128,6 +132,7 @@ class CascadeRoIHeads(RoIHeads):
     Args:
         box_head, box_predictor: one module per stage.
         iou_thresholds, bbox_reg_weights: one per stage, see CascadeRCNN.
+        **kwargs: RoIHeads' further arguments; its parts for masks all or none.
 
     Raises:
         ValueError: not as many of each, none at all, or some of the three parts for masks but not all.
@@ -138,16 +143,10 @@ class CascadeRoIHeads(RoIHeads):
         box_roi_pool: nn.Module,
         box_head: Sequence[nn.Module],
         box_predictor: Sequence[nn.Module],
+        *,
         iou_thresholds: Sequence[float],
         bbox_reg_weights: Sequence[tuple[float, float, float, float]],
-        batch_size_per_image: int,
-        positive_fraction: float,
-        score_thresh: float,
-        nms_thresh: float,
-        detections_per_img: int,
-        mask_roi_pool: nn.Module | None = None,
-        mask_head: nn.Module | None = None,
-        mask_predictor: nn.Module | None = None,
+        **kwargs: Any,
     ):
         _check_parts(
             {
@@ -156,23 +155,16 @@ class CascadeRoIHeads(RoIHeads):
                 "iou_thresholds": iou_thresholds,
                 "bbox_reg_weights": bbox_reg_weights,
             },
-            {"mask_roi_pool": mask_roi_pool, "mask_head": mask_head, "mask_predictor": mask_predictor},
+            {key: kwargs.get(key) for key in ("mask_roi_pool", "mask_head", "mask_predictor")},
         )
         super().__init__(
             box_roi_pool,
             nn.ModuleList(box_head),
             nn.ModuleList(box_predictor),
-            iou_thresholds[0],
-            iou_thresholds[0],
-            batch_size_per_image,
-            positive_fraction,
-            bbox_reg_weights[-1],  # by which the last stage's boxes are decoded in the end
-            score_thresh,
-            nms_thresh,
-            detections_per_img,
-            mask_roi_pool,
-            mask_head,
-            mask_predictor,
+            fg_iou_thresh=iou_thresholds[0],
+            bg_iou_thresh=iou_thresholds[0],
+            bbox_reg_weights=bbox_reg_weights[-1],  # by which the last stage's boxes are decoded in the end
+            **kwargs,
         )
         self.num_stages = len(iou_thresholds)
         self.matchers = [Matcher(iou, iou) for iou in iou_thresholds]

@@ -4,18 +4,19 @@ import dataclasses
 import math
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin
 
 from ...base.errors import NatsError, short
+from .options import DetectorOptions
 
 PYRAMID_LEVELS = 5
 TRAINABLE_LAYERS = 3  # torchvision's default for a pretrained backbone
 NORMS = ("frozen", "live", "sync")
 
 # The config may be someone else's: what it may ask for at most. All are far beyond what is of use.
-MOST = {
+MAX = {
     "num_classes": 2**16,
     "fpn_channels": 2**12,
     "head_size": 2**14,
@@ -26,10 +27,10 @@ MOST = {
     "detections": 2**16,
     "trainable_layers": 2**10,
 }
-MOST_ANCHOR = 2**14  # pixels
-MOST_CHARACTERS = 200  # of a class's or the backbone's name
-MOST_CHANNELS = 16  # of an image that is normalised
-MOST_ID = 2**53  # a category's id: what JSON readers of all languages take
+MAX_ANCHOR = 2**14  # pixels
+MAX_CHARACTERS = 200  # of a class's or the backbone's name
+MAX_CHANNELS = 16  # of an image that is normalised
+MAX_ID = 2**53  # a category's id: what JSON readers of all languages take
 
 
 class Framework(NamedTuple):
@@ -62,53 +63,31 @@ FRAMEWORKS = {
 
 
 @dataclass(frozen=True)
-class DetectorConfig:
+class DetectorConfig(DetectorOptions):
     """All that is needed to build a detector's modules; its JSON form is a detector folder's config.json.
 
-    None stands for the framework's or torchvision's default.
+    Beside `DetectorOptions`, whose null, None, stands for the framework's or torchvision's default:
 
     Attributes:
-        framework: one of `FRAMEWORKS`.
-        backbone: timm model name.
         num_classes: classes including the background, which is label 0.
         genotype: the genotype's JSON form, or None for a plain network.
-        fpn_channels: channels of the feature pyramid, and of the heads of RetinaNet and FCOS.
-        head_size: width of the box heads' two hidden layers, in R-CNNs.
-        roi_samples: regions per image on which the box head is trained, in R-CNNs.
-        masks: whether the detector finds masks too.
-        mask_channels: channels of the mask head's four convolutions.
-        trainable_layers: stages of the backbone, from the end, that are trained.
         norm: the backbone's batch norms: "frozen" (statistics and affine part), "live", or "sync" (live, with
             statistics over all processes).
-        min_size, max_size: the image is resized so that its short side is min_size pixels, unless its long side
-            would then exceed max_size.
-        anchor_sizes: side of the anchors in pixels of the resized image, one per pyramid level (RetinaNet: of the
-            smallest of three). FCOS: the unit of a level's distances; a level finds objects of 4 to 8 times that size.
-        score_thresh: detections with a lower score are not returned.
-        nms_thresh: of two detections of a class with a higher IoU, only the better one is returned.
-        detections: how many an image has at most.
         image_mean, image_std: normalisation of RGB images in 0..1.
         classes: names of the labels 1, 2, ...; may be empty.
         category_ids: the data set's ids of the labels 1, 2, ...; may be empty.
+
+    Example:
+        config = DetectorConfig("fasterrcnn", "resnet50", num_classes=3, classes=("cat", "dog"))
+        DetectorConfig.from_dict(config.to_dict()) == config
     """
 
     framework: str
     backbone: str
     num_classes: int
     genotype: dict[str, Any] | None = None
-    fpn_channels: int = 256
-    head_size: int = 1024
-    roi_samples: int = 512
-    masks: bool | None = None
-    mask_channels: int = 256
-    trainable_layers: int = TRAINABLE_LAYERS
+    trainable_layers: int = field(default=TRAINABLE_LAYERS, kw_only=True)
     norm: str = "frozen"
-    min_size: int = 800
-    max_size: int = 1333
-    anchor_sizes: tuple[int, ...] | None = None
-    score_thresh: float | None = None
-    nms_thresh: float | None = None
-    detections: int | None = None
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     classes: tuple[str, ...] = ()
@@ -140,10 +119,10 @@ class DetectorConfig:
         anchors = self.anchor_sizes or ()
         if len(anchors) != PYRAMID_LEVELS:
             raise NatsError(f"anchor_sizes: expected {PYRAMID_LEVELS}, one per level, found {len(anchors)}")
-        if not 1 <= min(anchors) <= max(anchors) <= MOST_ANCHOR:
-            wrong = next(size for size in anchors if not 1 <= size <= MOST_ANCHOR)
-            raise NatsError(f"anchor_sizes: expected positive numbers, up to {MOST_ANCHOR}, found {short(wrong)}")
-        for key, most in MOST.items():
+        if not 1 <= min(anchors) <= max(anchors) <= MAX_ANCHOR:
+            wrong = next(size for size in anchors if not 1 <= size <= MAX_ANCHOR)
+            raise NatsError(f"anchor_sizes: expected positive numbers, up to {MAX_ANCHOR}, found {short(wrong)}")
+        for key, most in MAX.items():
             value = getattr(self, key)
             if value is None and key == "detections":
                 continue
@@ -156,7 +135,7 @@ class DetectorConfig:
 
     def _check_normalisation(self) -> None:
         mean, std = self.image_mean, self.image_std
-        if not 1 <= len(mean) <= MOST_CHANNELS or len(std) != len(mean):
+        if not 1 <= len(mean) <= MAX_CHANNELS or len(std) != len(mean):
             found = f"{len(mean)} and {len(std)}"
             raise NatsError(f"image_mean, image_std: expected as many numbers as images have channels, found {found}")
         if not all(map(_is_finite, mean)):
@@ -170,12 +149,12 @@ class DetectorConfig:
             if getattr(self, key) and len(getattr(self, key)) != labels:
                 raise NatsError(f"{key}: expected {labels}, one per label, or none, found {len(getattr(self, key))}")
         for name in (*self.classes, self.backbone):
-            if len(name) > MOST_CHARACTERS or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            if len(name) > MAX_CHARACTERS or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
                 key = "backbone" if name is self.backbone else "classes"
-                expected = f"at most {MOST_CHARACTERS} characters, no line breaks or other control characters"
+                expected = f"at most {MAX_CHARACTERS} characters, no line breaks or other control characters"
                 raise NatsError(f"{key}: expected {expected}, found {short(name)}")
-        if self.category_ids and not all(abs(number) <= MOST_ID for number in self.category_ids):
-            raise NatsError(f"category_ids: expected integers of at most {MOST_ID}, found {short(self.category_ids)}")
+        if self.category_ids and not all(abs(number) <= MAX_ID for number in self.category_ids):
+            raise NatsError(f"category_ids: expected integers of at most {MAX_ID}, found {short(self.category_ids)}")
 
     def _check_framework(self) -> None:
         framework = FRAMEWORKS[self.framework]
@@ -213,6 +192,7 @@ _EXPECTED = {
     int: "an integer",
     float: "a number",
     tuple[int, ...]: "a list of integers",
+    tuple[int, int, int, int, int]: "a list of integers",
     tuple[float, ...]: "a list of numbers",
     tuple[str, ...]: "a list of strings",
     dict[str, Any]: "an object",

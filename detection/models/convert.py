@@ -43,7 +43,7 @@ def from_torchvision(
     classes: Sequence[str] | None = None,
     epsilon: float | None = None,
 ) -> nn.Module:
-    """A detector with the weights of a torchvision checkpoint, in evaluation mode.
+    """Convert a torchvision checkpoint into a detector with its weights, in evaluation mode.
 
     Args:
         checkpoint: a file (.pth, of torchvision's builders `fasterrcnn_resnet50_fpn`, `maskrcnn_...`, `retinanet_...`
@@ -56,6 +56,10 @@ def from_torchvision(
 
     Raises:
         NatsError: no such file or weights, or not the layout of one of these frameworks on this backbone.
+
+    Example:
+        >>> detector = from_torchvision("FasterRCNN_ResNet50_FPN_Weights.COCO_V1")
+        >>> save_detector(detector, "runs/coco")
     """
     state = read_checkpoint(checkpoint) if Path(checkpoint).exists() else _download(str(checkpoint))
     config = _config(state, backbone, classes, str(checkpoint))
@@ -97,7 +101,9 @@ def _config(state: Mapping[str, Tensor], backbone: str, classes: Sequence[str] |
     if rest:
         raise NatsError(f"{source}: {outputs}: expected {_ANCHORS_PER_PLACE} anchors per place, as RetinaNet has")
     if classes is None:
-        classes = _coco_classes() if num_classes == len(_COCO_NAMES) else ()
+        # COCO's names by its ids 1 to 90; the ten that COCO left out are named by their number
+        coco = (name if name != "N/A" else f"N/A {number}" for number, name in enumerate(_COCO_NAMES) if number)
+        classes = tuple(coco) if num_classes == len(_COCO_NAMES) else ()
     if classes and len(classes) != num_classes - 1:
         raise NatsError(f"classes: expected {num_classes - 1} names, without the background, found {len(classes)}")
     return DetectorConfig(
@@ -111,7 +117,7 @@ def _config(state: Mapping[str, Tensor], backbone: str, classes: Sequence[str] |
 
 
 def _framework(state: Mapping[str, Tensor], source: str) -> tuple[str, str]:
-    """The framework, and the weight whose rows are its classes."""
+    """Tell the framework, and the weight whose rows are its classes."""
     rows = {
         "retinanet": _DENSE_CLASSES,
         "fcos": _DENSE_CLASSES,
@@ -141,11 +147,6 @@ def _widths(state: Mapping[str, Tensor], framework: str) -> dict[str, Any]:
     if framework == "maskrcnn":
         widths["mask_channels"] = state[_MASKS].shape[1]
     return widths
-
-
-def _coco_classes() -> tuple[str, ...]:
-    """COCO's names by its ids 1 to 90; the ten that COCO left out are named by their number."""
-    return tuple(name if name != "N/A" else f"N/A {number}" for number, name in enumerate(_COCO_NAMES) if number)
 
 
 def _epsilon_of(checkpoint: str | os.PathLike) -> float:

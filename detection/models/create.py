@@ -1,5 +1,6 @@
 """torchvision's detectors on timm backbones, described by a config that travels with the weights."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...base.errors import NatsError
+from ...folders.find_genotype import find_genotype
 from ...genotype.genotype import Genotype
 from ...networks.batch_norm import recalibrate_bn
 from .backbone import create_body, freeze_stages
@@ -22,7 +24,7 @@ def create_detector(
     framework: str = "fasterrcnn",
     backbone: str = "nats_resnet50",
     num_classes: int = 91,
-    genotype: Genotype | Mapping | str | None = None,
+    genotype: Genotype | Mapping | str | os.PathLike | None = None,
     weights: str | None = "pretrained",
     *,
     trainable_layers: int | None = None,
@@ -36,7 +38,8 @@ def create_detector(
         framework: "fasterrcnn", "maskrcnn", "cascade_rcnn", "retinanet" or "fcos".
         backbone: any timm model with feature maps at strides 4, 8, 16 and 32, plain or a nats variant.
         num_classes: classes including the background, label 0.
-        genotype: the backbone's genotype; None: the variant's default, or a plain network for a plain name.
+        genotype: the backbone's genotype, whatever `find_genotype` takes: a name, a file, the folder of a search, a
+            repository; None: the variant's default, or a plain network for a plain name.
         weights: the backbone's: "pretrained" for timm's ImageNet weights, a folder, safetensors file or Hub
             repository of a timm model of the same architecture or a detector on it, or None for random ones.
         trainable_layers: stages trained, from the end; None: 3 of a pretrained backbone, all of a random one.
@@ -55,10 +58,15 @@ def create_detector(
 
     Raises:
         NatsError: an unknown framework, backbone, option or weights, or freezing of random weights.
+
+    Example:
+        >>> detector = create_detector("fasterrcnn", "nats_resnet50", num_classes=3, genotype="runs/search")
+        >>> losses = detector([torch.rand(3, 480, 640)], [{"boxes": torch.tensor([[9., 9., 99., 99.]]),
+        ...                                                "labels": torch.tensor([1])}])
     """
     if trainable_layers is None:
         trainable_layers = ALL_LAYERS if weights is None else TRAINABLE_LAYERS
-    body = create_body(backbone, genotype, weights)
+    body = create_body(backbone, None if genotype is None else find_genotype(genotype), weights)
     config = DetectorConfig.from_dict(
         {
             "framework": framework,
@@ -85,8 +93,9 @@ def create_detector(
 
 
 def build_detector(config: DetectorConfig) -> nn.Module:
-    """A detector of this config with random weights, to load a state dict into."""
-    return freeze(assemble(config, create_body(config.backbone, config.genotype)))
+    """Build a detector of this config with random weights, to load a state dict into."""
+    genotype = None if config.genotype is None else Genotype.from_dict(config.genotype, source="config: genotype")
+    return freeze(assemble(config, create_body(config.backbone, genotype)))
 
 
 def assemble(config: DetectorConfig, body: nn.Module) -> nn.Module:
@@ -108,7 +117,7 @@ def freeze(detector: nn.Module) -> nn.Module:
 
 
 def resized_batches(detector: nn.Module, loader: Iterable) -> Iterator[Tensor]:
-    """The tensors (N, 3, H, W) that the backbone sees: normalised and resized by the detector's own transform."""
+    """Yield the tensors (N, 3, H, W) that the backbone sees: normalised and resized by the detector's own transform."""
     device = next(detector.parameters()).device
     for batch in loader:
         images = batch[0] if isinstance(batch, tuple) else batch

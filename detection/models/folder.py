@@ -8,36 +8,25 @@ from huggingface_hub import EvalResult
 from torch import nn
 
 from ...base.errors import NatsError, short
-from ...base.files import write_json
+from ...base.files import write_json, write_text
 from ...base.names import CARD_NAME, CHART_NAME, CONFIG_NAME, WEIGHTS_NAME
 from ...base.run_facts import RunFacts
-from ...base.text import card_table, table_row
-from ...folders.limits import on_meta
-from ...folders.model_folder import read_config, write_folder_atomically
-from ...folders.weights_file import check_fingerprint, check_shapes, load_weights, save_weights
+from ...folders.limits import bounded
+from ...folders.model_folder import DETECTOR, ModelFolder, write_folder_atomically
+from ...folders.weights_file import save_weights
 from ...genotype.genotype import Genotype
 from ...hub.client import resolve_folder
 from ...pictures import save_chart
-from ...publishing.card import (
-    CARD_CITATION,
-    CARD_REPO,
-    NOT_STATED,
-    card_metadata,
-    eval_results,
-    genotype_section,
-    join_card,
-    license_section,
-    provenance_tables,
-    run_sections,
-)
+from ...publishing.card import NOT_STATED, Licences, card_metadata, eval_results, render_card
 from ...version import __version__
-from ..metrics import Metrics
+from ..metrics import Metrics, in_percent
 from .config import FRAMEWORKS, DetectorConfig
 from .create import build_detector
 
 LIBRARY_KEY = "nats_zoo_version"
 FORMAT_KEY = "format"
 FORMAT = 1  # of config.json; a change that older versions would misread raises it
+MAX_BESIDE = 2**26  # numbers that building takes beside those of the weights: a classifier that is thrown away
 
 
 def save_detector(
@@ -61,11 +50,16 @@ def save_detector(
 
     Raises:
         NatsError: not such a detector, or another folder in the way.
+
+    Example:
+        >>> detector = create_detector("fcos", "resnet18", num_classes=3, classes=("cat", "dog"))
+        >>> save_detector(detector, "runs/fcos")
+        PosixPath('runs/fcos')
     """
     config = getattr(detector, "config", None)
     if not isinstance(config, DetectorConfig):
         raise NatsError(f"{type(detector).__name__} is not saved: expected a detector made by create_detector")
-    genotype = _genotype(config, "config")
+    genotype = None if config.genotype is None else Genotype.from_dict(config.genotype, source="config: genotype")
 
     def write(new: Path) -> None:
         write_json(new / CONFIG_NAME, {FORMAT_KEY: FORMAT, LIBRARY_KEY: __version__, **config.to_dict()})
@@ -73,7 +67,7 @@ def save_detector(
         if genotype is not None:
             save_chart(genotype, new / CHART_NAME)
         card = _detector_card(config, genotype, metrics, evaluated_on or "an unnamed data set", run)
-        (new / CARD_NAME).write_text(card, encoding="utf-8")
+        write_text(new / CARD_NAME, card)
 
     return write_folder_atomically(folder, write)
 
@@ -94,34 +88,32 @@ def from_pretrained(
     Raises:
         NatsError: no such folder or repository, a config that is none, weights of another genotype, or a tensor of
             another shape.
+
+    Example:
+        >>> detector = from_pretrained("org/fasterrcnn-nats-resnet50", revision="v1")
+        >>> detector([torch.rand(3, 480, 640)])[0].keys()
+        dict_keys(['boxes', 'labels', 'scores'])
     """
-    folder = resolve_folder(source, revision, cache_dir=cache_dir)
+    folder = ModelFolder.open(resolve_folder(source, revision, cache_dir=cache_dir))
     config = read_detector_config(folder)
-    weights = folder / WEIGHTS_NAME
-    check_fingerprint(weights, _genotype(config, str(folder / CONFIG_NAME)))
-    with on_meta(str(folder / CONFIG_NAME)):
-        expected = build_detector(config).state_dict()
-    check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in expected.items()})
-    detector = build_detector(config)
-    detector.load_state_dict(load_weights(weights))
+    folder.check()
+    with bounded(str(folder.config_path), folder.weights.elements + MAX_BESIDE):
+        detector = build_detector(config)
+    folder.weights.check_shapes({name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()})
+    detector.load_state_dict(folder.load())
     return detector.eval()
 
 
-def read_detector_config(folder: str | os.PathLike) -> DetectorConfig:
-    """The config of a detector folder; NatsError names the file and the key."""
-    data = read_config(folder)
-    path = Path(folder) / CONFIG_NAME
-    if "framework" not in data:
-        raise NatsError(f"{path}: key 'framework' is missing, expected a detector's config")
-    _check_format(data.pop(FORMAT_KEY, FORMAT), path)
-    data.pop(LIBRARY_KEY, None)
-    config = DetectorConfig.from_dict(data, source=str(path))
-    _genotype(config, str(path))
+def read_detector_config(folder: str | os.PathLike | ModelFolder) -> DetectorConfig:
+    """Read the config of a detector's folder; NatsError names the file and the key."""
+    folder = ModelFolder.open(folder)
+    if folder.kind != DETECTOR:
+        raise NatsError(f"{folder.config_path}: key 'framework' is missing, expected a detector's config")
+    data = {key: value for key, value in folder.config.items() if key not in (FORMAT_KEY, LIBRARY_KEY)}
+    _check_format(folder.config.get(FORMAT_KEY, FORMAT), folder.config_path)
+    config = DetectorConfig.from_dict(data, source=str(folder.config_path))
+    _ = folder.genotype  # raises what is wrong with it
     return config
-
-
-def _genotype(config: DetectorConfig, source: str) -> Genotype | None:
-    return None if config.genotype is None else Genotype.from_dict(config.genotype, source=f"{source}: genotype")
 
 
 def _check_format(found: Any, path: Path) -> None:
@@ -138,40 +130,33 @@ def _detector_card(
     config: DetectorConfig, genotype: Genotype | None, metrics: Metrics | None, evaluated_on: str, run: RunFacts | None
 ) -> str:
     base = run.base if run else None
-    header = card_metadata(
+    licences = Licences.of_base(base, "none: it began with random ones" if run else NOT_STATED)
+    metadata = card_metadata(
         "detector",
         config.framework,
+        licences,
         base,
         library_name="nats-zoo",
         tags=["timm", "torchvision", config.framework, *(["instance-segmentation"] if config.masks else [])],
         pipeline_tag="image-segmentation" if config.masks else "object-detection",
         eval_results=_results(metrics, evaluated_on, run),
     )
-    header["nats_zoo"]["backbone"] = config.backbone
-    sections = [
-        _CARD_BODY.format(
-            framework=FRAMEWORKS[config.framework].title,
-            backbone=config.backbone,
-            found="boxes (XYXY, pixels), labels, scores" + (", masks (N, 1, H, W) in 0..1" if config.masks else ""),
-            repo=CARD_REPO,
-            classes=" ".join(", ".join(config.classes).split()) or f"{config.num_classes - 1} without names",
-            min_size=config.min_size,
-            max_size=config.max_size,
-        ),
-        _limits(run),
-        genotype_section(genotype, CHART_NAME) if genotype else "## Genotype\n\nNone: this is the plain network.",
-        *_metrics_sections(metrics, evaluated_on),
-        provenance_tables(genotype) if genotype else "",
-        run_sections(run),
-        license_section(base) if run else license_section(None, NOT_STATED),
-        CARD_CITATION,
-    ]
-    return join_card(header, sections)
-
-
-def _limits(run: RunFacts | None) -> str:
-    line = run.data.get(run.settings.get("train_split", "")) if run else None
-    return f"{_LIMITS}\n- Trained on {line}: what these do not show, it does not know." if line else _LIMITS
+    metadata["nats_zoo"]["backbone"] = config.backbone
+    boxes = metrics.to_dict() if metrics else {}
+    masks = boxes.get("mask") or {}
+    return render_card(
+        "detector",
+        metadata,
+        genotype,
+        licences,
+        config=config,
+        framework=FRAMEWORKS[config.framework].title,
+        classes=" ".join(", ".join(config.classes).split()) or f"{config.num_classes - 1} without names",
+        metrics=_overall(boxes) | {f"mask {key}": value for key, value in _overall(masks).items()},
+        evaluated_on=f"{evaluated_on} (COCO, percent)",
+        class_rows=_class_rows(boxes, masks),
+        run=run,
+    )
 
 
 def _results(metrics: Metrics | None, evaluated_on: str, run: RunFacts | None) -> list[EvalResult] | None:
@@ -192,62 +177,15 @@ def _figures(metrics: Metrics, of: str) -> dict[str, tuple[str, float | None]]:
     }
 
 
-def _metrics_sections(metrics: Metrics | None, evaluated_on: str) -> list[str]:
-    if metrics is None:
-        return []
-    boxes, masks = metrics.to_dict(), metrics.to_dict()["mask"] or {}
-    overall = _overall(boxes) | {f"mask {key}": value for key, value in _overall(masks).items()}
-    return [card_table(f"Metrics on {evaluated_on} (COCO, percent)", overall), _class_table(boxes, masks)]
-
-
 def _overall(values: dict[str, Any]) -> dict[str, str]:
-    return {key: _percent(value) for key, value in values.items() if key not in ("per_class", "mask")}
+    return {key: in_percent(value) for key, value in values.items() if key not in ("per_class", "mask")}
 
 
-def _class_table(boxes: dict[str, Any], masks: dict[str, Any]) -> str:
-    """AP of each class, of boxes and perhaps of masks."""
-    kinds = {"": boxes["per_class"], "mask ": masks.get("per_class", {})}
-    kinds = {kind: rows for kind, rows in kinds.items() if rows}
-    if not kinds:
-        return ""
-    columns = [(rows, key) for rows in kinds.values() for key in ("ap", "ap50")]
-    heads = ["class", *(f"{kind}{name}" for kind in kinds for name in ("AP", "AP50"))]
-    names = dict.fromkeys(name for rows in kinds.values() for name in rows)
-    rows = [table_row(name, *(_percent(rows.get(name, {}).get(key)) for rows, key in columns)) for name in names]
-    return "\n".join(["### By class\n", table_row(*heads), "|---" * len(heads) + "|", *rows])
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-_CARD_BODY = """\
-# {framework} on {backbone}
-
-A torchvision detector on a timm backbone, trained with nats-zoo.
-
-- classes: {classes}
-- finds {found}
-- images are resized to a short side of {min_size} pixels, the long one at most {max_size}
-
-## Use
-
-```python
-import nats_zoo  # first: it registers the backbone with timm
-import torch
-
-detector = nats_zoo.detection.from_pretrained("{repo}")
-image = torch.rand(3, 480, 640)  # your own: RGB in 0..1
-predictions = detector([image])
-```
-
-```bash
-nats predict {repo} image.jpg
-```"""
-
-_LIMITS = """\
-## Intended use and limits
-
-- It finds objects of the classes above in images like those that it was trained on. It has not been tried on others,
-  nor for any use in which a missed or a wrong detection harms somebody.
-- Scores are not calibrated probabilities: choose the threshold on images of your own."""
+def _class_rows(boxes: dict[str, Any], masks: dict[str, Any]) -> list[list[str]]:
+    """AP of each class, of boxes and perhaps of masks, below the columns' heads; empty without classes."""
+    kinds = {"": boxes.get("per_class"), "mask ": masks.get("per_class")}
+    tables = {kind: rows for kind, rows in kinds.items() if rows}
+    columns = [(rows, key) for rows in tables.values() for key in ("ap", "ap50")]
+    names = dict.fromkeys(name for rows in tables.values() for name in rows)
+    lines = [[name, *(in_percent(rows.get(name, {}).get(key)) for rows, key in columns)] for name in names]
+    return [["class", *(f"{kind}{name}" for kind in tables for name in ("AP", "AP50"))], *lines] if lines else []

@@ -21,7 +21,7 @@ OCTAVES = (2**0, 2 ** (1 / 3), 2 ** (2 / 3))  # RetinaNet's three sizes of ancho
 
 
 def build_framework(config: DetectorConfig, body: nn.Module) -> nn.Module:
-    """A framework's modules around a feature extractor, nothing frozen yet.
+    """Build a framework's modules around a feature extractor, nothing frozen yet.
 
     Args:
         config: of which the genotype and the backbone's name are not looked at.
@@ -42,7 +42,10 @@ def _mask_rcnn(config: DetectorConfig, backbone: BackboneWithFPN) -> MaskRCNN:
 
 
 def _cascade_rcnn(config: DetectorConfig, backbone: BackboneWithFPN) -> CascadeRCNN:
-    masks = {"mask_roi_pool": _mask_roi_pool(), **_of_masks(config)} if config.masks else {}
+    masks = {}
+    if config.masks:  # the pool is MaskRCNN's own default
+        pool = MultiScaleRoIAlign(featmap_names=["0", "1", "2", "3"], output_size=MASK_RESOLUTION, sampling_ratio=2)
+        masks = {"mask_roi_pool": pool, **_of_masks(config)}
     return CascadeRCNN(
         backbone,
         config.num_classes,
@@ -107,11 +110,6 @@ def _of_boxes(config: DetectorConfig) -> dict[str, Any]:
     }
 
 
-def _mask_roi_pool() -> MultiScaleRoIAlign:
-    """MaskRCNN's own default."""
-    return MultiScaleRoIAlign(featmap_names=["0", "1", "2", "3"], output_size=MASK_RESOLUTION, sampling_ratio=2)
-
-
 def _of_masks(config: DetectorConfig) -> dict[str, Any]:
     channels = config.mask_channels
     return {
@@ -121,7 +119,7 @@ def _of_masks(config: DetectorConfig) -> dict[str, Any]:
 
 
 def _of_detections(config: DetectorConfig) -> dict[str, Any]:
-    """What differs from torchvision's defaults."""
+    """Collect what differs from torchvision's defaults."""
     values = {
         "score_thresh": config.score_thresh,
         "nms_thresh": config.nms_thresh,

@@ -17,8 +17,8 @@ from torch.utils.hooks import RemovableHandle
 from ...base.errors import NatsError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Names of the modules from whose outputs torchvision's detectors compute boxes, scores and masks.
 HEADS = re.compile(r"rpn\.head|head|roi_heads\.(box|mask)_predictors?(\.\d+)?")
-"""Names of the modules from whose outputs torchvision's detectors compute boxes, scores and masks."""
 
 
 @contextmanager
@@ -31,6 +31,10 @@ def mixed_precision(detector: nn.Module, precision: str) -> Iterator[None]:
 
     Raises:
         NatsError: an unknown precision, or fp16 without a GPU.
+
+    Example:
+        >>> with mixed_precision(detector, "bf16"):
+        ...     losses = detector(images, targets)
     """
     device = next(detector.parameters()).device.type
     check_precision(precision, device)

@@ -19,15 +19,14 @@ from .label_placement import Box, place_labels
 # Okabe and Ito's palette without black: told apart with every common kind of colour blindness
 PALETTE = ("#0072B2", "#D55E00", "#F0E442", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")
 MIN_SHORT_SIDE = 384  # pixels; smaller images are enlarged before text is put on them
-MOST_ENLARGED = 3000  # pixels, of the long side of an image that is enlarged
+MAX_ENLARGED = 3000  # pixels, of the long side of an image that is enlarged
 MIN_FONT_SIZE = 12
 CELL_SIDE = 480  # pixels, of a comparison sheet
 
 SHORT_NAME = 5  # letters; longer names are cut down to their beginning where there is no room
 MASK_OPACITY = 0.45
+# How far the masks of a class's first, second, ... instance go from its colour towards white (1) or black (-1)
 SHADES = (0.0, 0.35, -0.3, 0.55, -0.5)
-"""How far the masks of a class's first, second, ... instance go from its colour towards white (1) or black (-1)."""
-
 
 _Masks = torch.Tensor | np.ndarray | Sequence
 
@@ -140,7 +139,7 @@ def _luminance(colour: str) -> float:
 
 
 def _enlargement(size: tuple[int, int]) -> int:
-    return max(1, min(math.ceil(MIN_SHORT_SIDE / min(size)), MOST_ENLARGED // max(size)))
+    return max(1, min(math.ceil(MIN_SHORT_SIDE / min(size)), MAX_ENLARGED // max(size)))
 
 
 def _shown(boxes: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor | None, threshold: float) -> list[_Object]:

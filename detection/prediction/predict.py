@@ -169,7 +169,7 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-# The detector
+# --- the detector -----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -226,7 +226,7 @@ def _find_labels(classes: Sequence[str] | None, detector: nn.Module) -> frozense
     return frozenset(known[name] for name in classes)
 
 
-# Images
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
 def _measure(files: Sequence[Path]) -> list[tuple[int, int]]:
@@ -283,7 +283,7 @@ def _count_boxes(number: int, threshold: float) -> str:
     return f"{number} {'box' if number == 1 else 'boxes'}"
 
 
-# Videos
+# --- videos -----------------------------------------------------------------------------------------------------------
 
 
 def _predict_video(job: _Job, file: Path, info: VideoInfo, target: Path) -> str:
@@ -324,7 +324,7 @@ def _load_frames(job: _Job, file: Path) -> Iterator[Picture]:
         yield picture
 
 
-# Names
+# --- names ------------------------------------------------------------------------------------------------------------
 
 
 def _name_outputs(files: Sequence[Path], folder: Path) -> dict[Path, Path]:

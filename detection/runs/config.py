@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 from ...base.errors import NatsError
 from ..models.config import FRAMEWORKS
+from ..models.options import DetectorOptions
 
 Precision = Literal["no", "bf16", "fp16"]
 
 
-@dataclass(kw_only=True)
-class RunConfig:
-    """Data, detector and run.
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What a run reads, and where it writes.
 
     Args:
         data: folder of a data set, or YOLO's data.yaml.
@@ -23,25 +24,27 @@ class RunConfig:
         val_split: split to evaluate on; null: no evaluation.
         skip_bad: leave out and count entries of the data set that can not be used, instead of refusing them.
         transpose: swap rows and columns of all images and boxes, in evaluation too: the data set's transposed twin.
-        framework: 'fasterrcnn', 'maskrcnn', 'cascade_rcnn', 'retinanet' or 'fcos'.
-        masks: find masks too, for which cascade_rcnn can be asked; null: as the framework does by itself.
-        backbone: timm model name, plain (resnet50) or a variant (nats_resnet50), with a tag if wanted.
+    """
+
+    data: str
+    output: str
+    format: Literal["coco", "voc", "yolo"] | None = None
+    images: str | None = None
+    train_split: str = "train"
+    val_split: str | None = None
+    skip_bad: bool = False
+    transpose: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(DetectorOptions, DataOptions):
+    """Data, detector and run.
+
+    Args:
         weights: the backbone's weights: 'pretrained' for timm's, a folder, safetensors file or Hub repository of a
             timm model of the same architecture or of a detector on it, or null for random ones.
-        fpn_channels: channels of the feature pyramid.
-        head_size: width of the hidden layers of an R-CNN's box heads.
-        roi_samples: regions per image on which an R-CNN's box heads are trained; fewer make small machines faster.
-        mask_channels: channels of the mask head's convolutions.
-        trainable_layers: stages of the backbone that are trained, from its end; null: 3, or all of a random backbone.
         calibration_images: training images on which batch norms are recalibrated before they are frozen; 0: as they
             come with the weights.
-        min_size: short side of the resized images, in pixels.
-        max_size: limit on the long side.
-        anchor_sizes: side of the anchors in pixels of the resized image, one per level of the pyramid; null: the
-            framework's.
-        score_thresh: detections with a lower score are not given; null: torchvision's.
-        nms_thresh: of two detections of a class with a higher IoU only the better one is given; null: torchvision's.
-        detections: most detections per image; null: torchvision's.
         batch_size: images that go through the network at once, per process.
         accumulate: batches per step and process, one after the other; the last step of an epoch takes what is left.
             The learning rate counts the images of all of them.
@@ -56,30 +59,9 @@ class RunConfig:
         resume: continue the run in the output folder, if there is one.
     """
 
-    data: str
-    output: str
-    format: Literal["coco", "voc", "yolo"] | None = None
-    images: str | None = None
-    train_split: str = "train"
-    val_split: str | None = None
-    skip_bad: bool = False
-    transpose: bool = False
     framework: Literal["fasterrcnn", "maskrcnn", "cascade_rcnn", "retinanet", "fcos"] = "fasterrcnn"
-    masks: bool | None = None
-    backbone: str
     weights: str | None = "pretrained"
-    fpn_channels: int = 256
-    head_size: int = 1024
-    roi_samples: int = 512
-    mask_channels: int = 256
-    trainable_layers: int | None = None
     calibration_images: int = 64
-    min_size: int = 800
-    max_size: int = 1333
-    anchor_sizes: tuple[int, int, int, int, int] | None = None
-    score_thresh: float | None = None
-    nms_thresh: float | None = None
-    detections: int | None = None
     batch_size: int = 2
     accumulate: int = 1
     eval_batch_size: int = 1

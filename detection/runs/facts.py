@@ -91,7 +91,7 @@ def describe_hardware(accelerator: Accelerator) -> dict[str, str]:
     }
 
 
-def report_data(folder: RunFolder, accelerator: Accelerator, data: Mapping[str, CocoDataset]) -> None:
+def log_data(folder: RunFolder, accelerator: Accelerator, data: Mapping[str, CocoDataset]) -> None:
     """Print a line per split on stderr, and begin the log with the same numbers and the hardware, on the main process.
 
     Args:

@@ -26,8 +26,8 @@ FREE_OPTIONS = frozenset({"resume", "workers", "checkpoint_every", "output", "da
 
 
 STATE_NAME = "state.json"
-MOST_STATE_BYTES = 2**28  # of a checkpoint's state.json: an optimiser's numbers are in it, some for each tensor
-MOST_STEP_DIGITS = 15
+MAX_STATE_BYTES = 2**28  # of a checkpoint's state.json: an optimiser's numbers are in it, some for each tensor
+MAX_STEP_DIGITS = 15
 
 
 class RunError(NatsError):
@@ -104,7 +104,7 @@ class RunFolder:
         for key in sorted((config.keys() | before.keys()) - FREE_OPTIONS):
             if before.get(key) != config.get(key):
                 name = key if key in config else short(key)  # the file may hold any key
-                was, now = _shown(before.get(key)), _shown(config.get(key))
+                was, now = short(before.get(key)), short(config.get(key))
                 raise RunError(f"{path}: the run was begun with {name}={was} and can not go on with {now}")
 
     @property
@@ -194,7 +194,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """The state in a checkpoint's folder, without the tensors; RunError names what is missing or damaged."""
-    state = read_json(folder / STATE_NAME, RunError, MOST_STATE_BYTES)
+    state = read_json(folder / STATE_NAME, RunError, MAX_STATE_BYTES)
     if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
         raise RunError(f"{folder / STATE_NAME}: expected an object with an integer 'step', from 0 on")
     return state
@@ -226,13 +226,8 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
                 entry[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 300 else short(value)
-
-
 def _is_step(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= MOST_STEP_DIGITS
+    return text.isascii() and text.isdigit() and len(text) <= MAX_STEP_DIGITS
 
 
 def _logged_step(line: str) -> int:

@@ -20,17 +20,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-from ...base.errors import one_line
+from ...base.errors import Interrupted, one_line
 from ..data.dataset import CocoDataset, collate
 from .folder import Checkpoint, RunError, RunFolder
 from .processes import ended_with_launcher, has_launcher, lost_process_told
 
 LOG_EVERY = 10  # steps
 SMALLEST_SCALE = 2.0**-10  # of fp16's losses, which begins at 2**16; it is halved with every step that is left out
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and did, behind a checkpoint."""
 
 
 class EpochSampler(Sampler[int]):

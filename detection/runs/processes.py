@@ -9,19 +9,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed
 
 from ...base.errors import NatsError
 
-TIMEOUT = timedelta(minutes=15)
-"""How long a process waits for another one: longer than the main one's downloads, as a rule."""
+if TYPE_CHECKING:
+    from accelerate.utils import InitProcessGroupKwargs
 
-LAUNCHER_PATIENCE = 25.0
-"""Seconds between a launcher's SIGTERM and our own end; it sends SIGKILL after 30."""
-
+TIMEOUT = timedelta(minutes=15)  # for another process: longer than the main one's downloads, as a rule
+LAUNCHER_PATIENCE = 25.0  # seconds between a launcher's SIGTERM and our own end; it sends SIGKILL after 30
 BAD_EXIT = 2
 
 
@@ -29,8 +27,10 @@ class LostProcess(NatsError):
     """Another process of the run ended, or does not answer any more."""
 
 
-def process_group() -> InitProcessGroupKwargs:
+def process_group() -> "InitProcessGroupKwargs":
     """What the accelerator's process group is begun with."""
+    from accelerate.utils import InitProcessGroupKwargs  # every command imports this module
+
     return InitProcessGroupKwargs(timeout=TIMEOUT)
 
 

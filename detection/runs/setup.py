@@ -14,15 +14,12 @@ from ...base.errors import NatsError, one_line
 from ..data import opening as formats
 from ..data.dataset import CocoDataset, collate
 from ..models.create import create_detector
+from ..models.options import DETECTOR_OPTIONS
 from .config import Precision, RunConfig
 from .folder import RunFolder
 from .processes import process_group
 
 CALIBRATION_BATCH = 8
-DETECTOR_OPTIONS = (
-    *("fpn_channels", "head_size", "roi_samples", "masks", "mask_channels", "min_size", "max_size", "anchor_sizes"),
-    *("score_thresh", "nms_thresh", "detections"),
-)
 
 
 def create_accelerator(precision: Precision | None) -> Accelerator:
@@ -50,13 +47,20 @@ def open_run_folder(config: RunConfig, accelerator: Accelerator) -> RunFolder:
     return RunFolder(config.output, config.to_dict(), config.resume, accelerator.is_main_process, config.tensorboard)
 
 
-def open_split(config: RunConfig, split: str, transforms: Any = None, masks: bool | None = None) -> CocoDataset:
+def open_run_split(config: RunConfig, split: str, transforms: Any = None, masks: bool | None = None) -> CocoDataset:
     """A split of the config's data set; evaluation transforms, and masks if the framework needs them, unless told."""
     masks = config.wants_masks if masks is None else masks
     return formats.open_split(
-        config.data, split, config.format, config.images, transforms, config.skip_bad, config.seed, config.transpose,
-        masks,
-    )  # fmt: skip
+        config.data,
+        split,
+        config.format,
+        images=config.images,
+        transforms=transforms,
+        skip_bad=config.skip_bad,
+        seed=config.seed,
+        transpose=config.transpose,
+        masks=masks,
+    )
 
 
 def describe_split(config: RunConfig, split: str | None) -> str:
@@ -72,11 +76,8 @@ def create_run_detector(config: RunConfig, data: CocoDataset, accelerator: Accel
     torch.manual_seed(config.seed)
     with accelerator.main_process_first():  # it downloads, the others find the files
         detector = create_detector(
-            config.framework,
-            config.backbone,
             num_classes=len(data.classes) + 1,
             weights=config.weights,
-            trainable_layers=config.trainable_layers,
             calibration=calibration_batches(data, config) if config.calibration_images and config.weights else None,
             **{key: getattr(config, key) for key in DETECTOR_OPTIONS},
             classes=data.classes,

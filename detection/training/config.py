@@ -7,7 +7,7 @@ from ...base.errors import NatsError
 from ..runs.config import RunConfig, check_at_least
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):
     """Train a detector on boxes, and on masks where the framework finds them.
 

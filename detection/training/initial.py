@@ -14,15 +14,11 @@ from ...hub.client import resolve_folder, split_revision
 from ..models.config import DetectorConfig
 from ..models.create import build_detector
 from ..models.folder import from_pretrained, read_detector_config
+from ..models.options import DETECTOR_OPTIONS, FIXED_OPTIONS
 from ..runs.config import RunConfig
 
-# What the detector is made of: an option that says otherwise is refused.
-FIXED_OPTIONS = ("framework", "backbone", "masks", "fpn_channels", "head_size", "mask_channels", "anchor_sizes")
-# What does not change its weights: an option that is not at its default takes the place of the detector's own.
-FREE_OPTIONS = (
-    *("trainable_layers", "norm", "min_size", "max_size", "roi_samples"),
-    *("score_thresh", "nms_thresh", "detections"),
-)
+# What the weights do not belong to: an option that is not at its default takes the place of the detector's own.
+CHANGEABLE_OPTIONS = ("norm", *(name for name in DETECTOR_OPTIONS if name not in FIXED_OPTIONS))
 SHOWN_NAMES = 5
 
 
@@ -91,7 +87,7 @@ def find_initial(init: str, config: RunConfig) -> InitialDetector:
     folder = resolve_folder(init)
     origin = read_detector_config(folder)
     _check_options(init, origin, config)
-    changed = {name: getattr(config, name) for name in FREE_OPTIONS if not _is_default(config, name)}
+    changed = {name: getattr(config, name) for name in CHANGEABLE_OPTIONS if not _is_default(config, name)}
     return InitialDetector(_pinned(init, folder), replace(origin, **changed), {}, folder)
 
 

@@ -18,7 +18,7 @@ from ..evaluation.evaluate import evaluate_detector, log_record
 from ..metrics import Metrics
 from ..models.folder import save_detector
 from ..runs.curves import training_curves
-from ..runs.facts import describe_run, report_data
+from ..runs.facts import describe_run, log_data
 from ..runs.folder import STATE_NAME, RunError, RunFolder, pack_optimizer, read_state, unpack_optimizer
 from ..runs.loop import EpochLoader, ResumableLoop, cosine, set_lr, warmup_factor
 from ..runs.setup import (
@@ -29,7 +29,7 @@ from ..runs.setup import (
     in_memory_format,
     load_scaler_state,
     open_run_folder,
-    open_split,
+    open_run_split,
     scaler_state,
     synchronise_norms,
 )
@@ -37,7 +37,6 @@ from .config import TrainConfig
 from .initial import InitialDetector, find_initial, with_classes
 
 INIT_KEY = "init"  # of a checkpoint's state.json
-"""Options of a run that are fields of the detector's config."""
 
 
 class Trainer(ResumableLoop):
@@ -60,9 +59,9 @@ class Trainer(ResumableLoop):
         folder = open_run_folder(config, accelerator)
         self.initial = find_run_initial(config, folder, accelerator)
         masks = None if self.initial is None else self.initial.config.masks
-        self.train_data = open_split(config, config.train_split, train_transforms(
+        self.train_data = open_run_split(config, config.train_split, train_transforms(
             config.flip, config.vertical_flip, config.jitter), masks)  # fmt: skip
-        self.val_data = open_split(config, config.val_split, masks=masks) if config.val_split else None
+        self.val_data = open_run_split(config, config.val_split, masks=masks) if config.val_split else None
         loader = EpochLoader(self.train_data, accelerator, config.batch_size, config.workers, config.seed)
         super().__init__(
             accelerator, folder, [loader], config.epochs, config.seed, config.checkpoint_every, "train",
@@ -116,7 +115,7 @@ class Trainer(ResumableLoop):
     def begin(self) -> None:
         """Say what the run trains and evaluates on, and what it begins with."""
         is_new = not self.folder.has_log()
-        report_data(self.folder, self.accelerator, self.data)
+        log_data(self.folder, self.accelerator, self.data)
         if self.initial is not None and self.initial.folder is not None and self.accelerator.is_main_process:
             print(self.initial.line(), file=sys.stderr)
             if is_new:

@@ -13,6 +13,10 @@ class NatsError(ValueError):
     """
 
 
+class Interrupted(Exception):
+    """A run was asked to stop and did, behind a checkpoint."""
+
+
 class GenotypeError(NatsError):
     """A genotype that is malformed or does not fit the network it is applied to."""
 

@@ -18,13 +18,13 @@ import yaml
 
 from .errors import NatsError, one_line, short
 
-MOST_BYTES = 8 * 2**20  # of a JSON file: configs and genotypes have kilobytes
-MOST_LEVELS = 80  # of lists and objects within each other: they are read, written and compared recursively
-MOST_DIGITS = 4300  # of an integer, as Python's own limit, which its first 3.10 releases lack: conversion is quadratic
-MOST_YAML_BYTES = 2**20  # a pure Python parser reads it, in some seconds
-MOST_YAML_LEVELS = 16
-MOST_YAML_VALUES = 50_000  # each takes about 2 kB while it is read
-MOST_PLAIN_CHARACTERS = 1000  # of a YAML value without quotes, which may be a number in YAML's base 60
+MAX_BYTES = 8 * 2**20  # of a JSON file: configs and genotypes have kilobytes
+MAX_LEVELS = 80  # of lists and objects within each other: they are read, written and compared recursively
+MAX_DIGITS = 4300  # of an integer, as Python's own limit, which its first 3.10 releases lack: conversion is quadratic
+MAX_YAML_BYTES = 2**20  # a pure Python parser reads it, in some seconds
+MAX_YAML_LEVELS = 16
+MAX_YAML_VALUES = 50_000  # each takes about 2 kB while it is read
+MAX_PLAIN_CHARACTERS = 1000  # of a YAML value without quotes, which may be a number in YAML's base 60
 DIGEST_BYTES = 2**20  # in memory at a time
 
 
@@ -58,8 +58,8 @@ def _read_content(path: str | os.PathLike, most_bytes: int | None, error: type[N
 def read_json(
     path: str | os.PathLike,
     error: type[NatsError] = NatsError,
-    most_bytes: int | None = MOST_BYTES,
-    most_levels: int | None = MOST_LEVELS,
+    most_bytes: int | None = MAX_BYTES,
+    most_levels: int | None = MAX_LEVELS,
 ) -> Any:
     """Read a JSON file in which no object has a key twice.
 
@@ -89,7 +89,7 @@ def parse_json(content: bytes, source: str, error: type[NatsError] = NatsError, 
         content: UTF-8.
         source: what error messages call it.
         error: the class of what is raised.
-        strict: refuse an object with the same key twice, and integers of over MOST_DIGITS digits on any Python.
+        strict: refuse an object with the same key twice, and integers of over MAX_DIGITS digits on any Python.
 
     Raises:
         NatsError: of class `error`.
@@ -124,8 +124,8 @@ def _first_repeated(keys: Iterable[Any]) -> Any:
 
 
 def _parse_int(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
-        raise ValueError(f"an integer of {len(digits)} digits, expected at most {MOST_DIGITS}")
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits, expected at most {MAX_DIGITS}")
     return int(digits)
 
 
@@ -144,13 +144,13 @@ def read_yaml(path: str | os.PathLike, error: type[NatsError] = NatsError) -> An
     Aliases are refused because a few lines of them stand for gigabytes (the "billion laughs").
 
     Args:
-        path: the file; at most MOST_YAML_BYTES, and MOST_YAML_LEVELS of lists and mappings within each other.
+        path: the file; at most MAX_YAML_BYTES, and MAX_YAML_LEVELS of lists and mappings within each other.
         error: the class of what is raised.
 
     Raises:
         NatsError: of class `error`; the file can not be read, is too large, or is not YAML of this kind.
     """
-    content = _read_content(path, MOST_YAML_BYTES, error)
+    content = _read_content(path, MAX_YAML_BYTES, error)
     loader = None
     try:
         loader = _LimitedLoader(content.decode("utf-8-sig"))
@@ -184,11 +184,11 @@ class _LimitedLoader(yaml.SafeLoader):
     def _problem(self, event: yaml.Event) -> str | None:
         if isinstance(event, yaml.AliasEvent):
             return f"an alias, *{event.anchor[:40]}; write it out"
-        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and len(event.value) > MOST_PLAIN_CHARACTERS:
-            return f"over {MOST_PLAIN_CHARACTERS} characters without quotes"
-        if self._level > MOST_YAML_LEVELS:
-            return f"nested too deeply, expected at most {MOST_YAML_LEVELS} levels"
-        return f"over {MOST_YAML_VALUES} values" if self._values > MOST_YAML_VALUES else None
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and len(event.value) > MAX_PLAIN_CHARACTERS:
+            return f"over {MAX_PLAIN_CHARACTERS} characters without quotes"
+        if self._level > MAX_YAML_LEVELS:
+            return f"nested too deeply, expected at most {MAX_YAML_LEVELS} levels"
+        return f"over {MAX_YAML_VALUES} values" if self._values > MAX_YAML_VALUES else None
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         found = super().construct_mapping(node, deep)

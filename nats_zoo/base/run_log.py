@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .errors import NatsError, short
-from .files import MOST_LEVELS, TooLargeError, is_deeper, parse_json, read_limited
+from .files import MAX_LEVELS, TooLargeError, is_deeper, parse_json, read_limited
 
-MOST_BYTES = 2**29  # of a log: millions of records
+MAX_BYTES = 2**29  # of a log: millions of records
 
 # Keys of any record whose value is a number, if there is one.
 NUMBERS = (
-    *("loss", "lr", "AP", "AP50", "AP75", "mask_AP", "alpha_loss", "entropy", "share_changed"),
+    *("loss", "lr", "AP", "AP50", "AP75", "mask_AP", "alpha_loss", "entropy", "share_changed", "temperature"),
     *("trial", "changes", "predicted", "actual", "held_back_loss"),
 )
 
@@ -32,11 +32,11 @@ def read_log(path: str | os.PathLike) -> list[Record]:
             holds something else.
     """
     try:
-        content = read_limited(path, MOST_BYTES)
+        content = read_limited(path, MAX_BYTES)
     except OSError as error:
         raise NatsError(f"{path}: can not be read as a log: {error.strerror}") from error
     except TooLargeError as error:
-        raise NatsError(f"{path}: too large for a log, expected at most {MOST_BYTES} bytes") from error
+        raise NatsError(f"{path}: too large for a log, expected at most {MAX_BYTES} bytes") from error
     lines = content.split(b"\n")
     if not _is_json(lines[-1]):  # empty, as a rule: what follows the last line break
         lines.pop()
@@ -82,8 +82,8 @@ def _is_json(line: bytes) -> bool:
 
 def _read_record(line: bytes, where: str) -> Record:
     record = parse_json(line, where, strict=False)
-    if is_deeper(record, MOST_LEVELS):
-        raise NatsError(f"{where}: nested too deeply, expected at most {MOST_LEVELS} levels")
+    if is_deeper(record, MAX_LEVELS):
+        raise NatsError(f"{where}: nested too deeply, expected at most {MAX_LEVELS} levels")
     if not isinstance(record, dict) or not keys_in(record, ("step", "epoch")):
         raise NatsError(f"{where}: expected an object with the keys 'step' and 'epoch'")
     record = {key: value for key, value in record.items() if value is not None or key in ("step", "epoch")}

@@ -3,7 +3,7 @@
 import json
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 TABLE_WIDTH = 120
@@ -15,16 +15,52 @@ def wrap(line: str, indent: str) -> list[str]:
     )
 
 
-def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as aligned lines; the last column takes the rest of the width, in as many lines as it needs."""
-    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
-    indent = sum(widths) + 2 * len(widths)
-    lines = []
-    for *cells, last in rows:
-        begin = "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True))
-        wrapped = textwrap.wrap(last, TABLE_WIDTH - indent, break_on_hyphens=False) or [""]
-        lines += [begin + wrapped[0], *(" " * indent + line for line in wrapped[1:])]
-    return [line.rstrip() for line in lines]
+def text_table(rows: Sequence[Sequence[str]], *columns: str, gap: str = "  ", wrapped: bool = False) -> list[str]:
+    """Align cells in columns.
+
+        >>> text_table([["name", "n"], ["a", "1"]], "<", ">3")
+        ['name    n', 'a       1']
+
+    Args:
+        rows: the cells, equally many in each row; at least one row.
+        columns: "<" or ">" for the side of each column, and its least width; the last one is that of all further ones.
+        gap: between columns.
+        wrapped: the last column takes the rest of TABLE_WIDTH, in as many lines as it needs.
+
+    Returns:
+        The lines.
+    """
+    if wrapped:
+        rest = TABLE_WIDTH - sum(max(map(len, column)) + len(gap) for column in list(zip(*rows, strict=True))[:-1])
+        rows = [
+            (*(cells if number == 0 else [""] * len(cells)), line)
+            for *cells, last in rows
+            for number, line in enumerate(textwrap.wrap(last, rest, break_on_hyphens=False) or [""])
+        ]
+    cells = list(zip(*rows, strict=True))
+    specs = [*columns, *[columns[-1] if columns else "<"] * (len(cells) - len(columns))]
+    widths = [max(int(spec[1:] or 0), *map(len, column)) for spec, column in zip(specs, cells, strict=True)]
+    sides = [f"{spec[0]}{width}" for spec, width in zip(specs, widths, strict=True)]
+    return [gap.join(map(format, row, sides)).rstrip() for row in rows]
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, align: bool = True) -> str:
+    """Write a table in Markdown.
+
+        >>> print(markdown_table(["class", "AP"], [["cat", 4.5]]))
+        | class | AP |
+        |---|---:|
+        | cat | 4.5 |
+
+    Args:
+        head: the columns' titles.
+        rows: cells, as text or numbers.
+        align: put columns in which no cell begins with a letter, such as numbers, on the right.
+    """
+    texts = [list(map(str, row)) for row in rows]
+    is_text = [any(cell[:1].isalpha() for cell in column[1:]) for column in zip(head, *texts, strict=True)]
+    rule = "".join("|---" if text or not align else "|---:" for text in is_text)
+    return "\n".join([table_row(*head), f"{rule}|", *(table_row(*row) for row in texts)])
 
 
 def card_table(title: str, values: Mapping[str, Any]) -> str:

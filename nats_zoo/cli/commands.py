@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..base.errors import NatsError, redact
+from ..base.errors import Interrupted, NatsError, redact
 
 Runtime = Literal["onnxruntime", "openvino", "torch"]
 
@@ -76,7 +76,6 @@ def _run(name: str, arguments: list[str]) -> int:
 def _run_command(name: str, arguments: list[str]) -> int:
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from ..detection.runs.loop import Interrupted
     from ..detection.runs.processes import is_lost_process, lost_process_line
 
     parser = ArgumentParser(prog=f"nats {name}", description=COMMANDS[name].summary, exit_on_error=False)
@@ -390,22 +389,22 @@ def erf(
     """
     import torch
 
-    from ..models.named import RANDOM, find_nats_source, genotype_name, stage_index, weights_name
+    from ..models.named import RANDOM, find_nats_network, genotype_name
     from ..networks.erf import erf_radius, plain_and_nats_fields
 
     target = _output_file(output)
-    source = find_nats_source(model, genotype)
-    weights = weights or (str(source.folder) if source.folder else RANDOM)
+    named = find_nats_network(model, genotype)
+    weights = weights or (str(named.folder) if named.folder else RANDOM)
+    index = named.stage_index(stage)
     torch.manual_seed(seed)
-    index = stage_index(source, stage)
-    network = source.create(weights, features_only=True, out_indices=(index,))
-    fields = plain_and_nats_fields(network, size, source.in_channels)
+    network = named.create(weights, features_only=True, out_indices=(index,))
+    fields = plain_and_nats_fields(network, size, named.in_channels)
     from ..pictures.erf_picture import erf_picture
 
-    used = f"{weights_name(source, weights)}{f', seed {seed}' if weights == RANDOM else ''}"
-    title = f"Effective receptive field of {source.architecture}, stage {stage}, in {size} x {size} pixels"
-    assert source.genotype is not None, "find_nats_source sees to it"
-    name = f"NATS: {genotype_name(source.genotype)}"
+    used = f"{named.weights_name(weights)}{f', seed {seed}' if weights == RANDOM else ''}"
+    title = f"Effective receptive field of {named.architecture}, stage {stage}, in {size} x {size} pixels"
+    assert named.genotype is not None, "find_nats_network sees to it"
+    name = f"NATS: {genotype_name(named.genotype)}"
     erf_picture(*fields, target, f"{title}\nweights: {used}", name)
     print(f"{title}; weights: {used}")
     for label, field in zip(("plain", name), fields, strict=True):
@@ -447,19 +446,19 @@ def export(
     """
     import torch
 
-    from ..models.named import create_backbone, find_source
+    from ..models.named import find_network
     from ..networks.deploy import in_form
     from ..networks.export import SUFFIXES, choose_form, describe_file, format_of
     from ..networks.export import export as export_network
 
-    source = find_source(model, genotype)
+    named = find_network(model, genotype)
     if format == "auto" and (output is not None or runtime is None):
         format = "onnx" if output is None else format_of(output)
     format, form = choose_form(runtime, format, deploy)
-    target = _output_file(output or source.label + SUFFIXES[format])
+    target = _output_file(output or named.label + SUFFIXES[format])
     torch.manual_seed(0)  # of random weights
-    network = in_form(create_backbone(source, weights, with_classifier=outputs == "logits"), form)
-    written = export_network(network, target, format, size, source.in_channels, not fixed, opset)
+    network = in_form(named.deploy(weights, with_classifier=outputs == "logits"), form)
+    written = export_network(network, target, format, size, named.in_channels, not fixed, opset)
     print(*describe_file(network, target, written), sep="\n")
 
 

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import timm
 
@@ -14,13 +13,13 @@ from ..base.names import CONFIG_NAME, GENOTYPE_NAME, HUB_PREFIX, NATS_ANY, VARIA
 from ..genotype.catalogue import GENOTYPE_DIR, default_genotype, published_genotypes
 from ..genotype.genotype import Genotype
 from ..hub.client import resolve_folder
-from .model_folder import read_config
+from .model_folder import ModelFolder
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?<!\.json)(@.+)?")  # org/name, org/name@revision
 
 
 def pull_genotype(source: str) -> Genotype:
-    """The genotype of a Hub repository.
+    """Fetch the genotype of a Hub repository, without its weights.
 
     Args:
         source: `org/name` or `org/name@revision`, with or without `hf-hub:` before it.
@@ -38,27 +37,18 @@ def pull_genotype(source: str) -> Genotype:
 
 
 def folder_genotype(folder: Path) -> Genotype | None:
-    """The genotype in the folder of a genotype, a search, a backbone or a detector; None: of a plain network.
+    """Read the genotype in the folder of a genotype, a search, a backbone or a detector; None: of a plain network.
 
     Raises:
         NatsError: not such a folder, or malformed.
     """
     if is_genotype_folder(folder):
         return Genotype.load(folder / GENOTYPE_NAME)
-    data = config_genotype(read_config(folder))
-    return None if data is None else Genotype.from_dict(data, source=f"{folder / CONFIG_NAME}: genotype")
-
-
-def config_genotype(config: Mapping[str, Any]) -> Any:
-    """What a model's config.json has in the place of a genotype; None: a plain network."""
-    if "framework" in config:  # a detector's
-        return config.get("genotype")
-    arguments = config.get("model_args")
-    return arguments.get("genotype") if isinstance(arguments, Mapping) else None
+    return ModelFolder.open(folder).genotype
 
 
 def find_genotype(genotype: Genotype | Mapping | str | os.PathLike) -> Genotype:
-    """The one door to genotypes: what users pass as `genotype=` or `--genotype`, as a Genotype.
+    """Find what users pass as `genotype=` or `--genotype`: the one door to genotypes.
 
     Args:
         genotype: a Genotype; its JSON form; the name of a published one, or of a variant (its default); a genotype
@@ -88,7 +78,8 @@ def find_genotype(genotype: Genotype | Mapping | str | os.PathLike) -> Genotype:
     elif name.partition(".")[0] == NATS_ANY:
         raise NatsError(f"{NATS_ANY}: name the plain architecture instead, and a genotype for it")
     elif timm.is_model(plain := name.partition(".")[0].removeprefix(VARIANT_PREFIX)):
-        found = _default_genotype(plain) if name.startswith(VARIANT_PREFIX) else None
+        is_variant = name.startswith(VARIANT_PREFIX)
+        found = Genotype.load(GENOTYPE_DIR / f"{default_genotype(plain)}.json") if is_variant else None
     elif REPOSITORY.fullmatch(name):
         return pull_genotype(name)
     else:
@@ -101,10 +92,6 @@ def find_genotype(genotype: Genotype | Mapping | str | os.PathLike) -> Genotype:
     return found
 
 
-def _default_genotype(architecture: str) -> Genotype:
-    return Genotype.load(GENOTYPE_DIR / f"{default_genotype(architecture)}.json")
-
-
 def is_genotype_folder(folder: str | os.PathLike) -> bool:
-    """Whether it is a genotype's folder, or that of a search with its result; a model's has a genotype too."""
+    """Tell whether it is a genotype's folder, or that of a search with its result; a model's has a genotype too."""
     return (Path(folder) / GENOTYPE_NAME).is_file() and not (Path(folder) / CONFIG_NAME).exists()

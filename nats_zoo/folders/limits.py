@@ -21,14 +21,14 @@ from torch.nn.modules.module import (
 
 from ..base.errors import NatsError, one_line, short
 
-MOST_CLASSES = 2**18
-MOST_NUMBER = 2**12  # of any other integer among a constructor's arguments: channels, depths
-MOST_PIXELS = 2**11  # of those that say an image's or a window's size, to the square of which tables are computed
-MOST_VALUES = 512  # of a constructor's arguments, nested ones counted singly
-MOST_ARGS_LEVELS = 6
-MOST_CHARACTERS = 200  # of a string
-MOST_ELEMENTS = 2**31  # numbers in a network's parameters, 9 GB in float32, where its weights' file is not at hand
-MOST_MODULES = 20_000  # several times what the deepest network of timm has
+MAX_CLASSES = 2**18
+MAX_NUMBER = 2**12  # of any other integer among a constructor's arguments: channels, depths
+MAX_PIXELS = 2**11  # of those that say an image's or a window's size, to the square of which tables are computed
+MAX_VALUES = 512  # of a constructor's arguments, nested ones counted singly
+MAX_ARGS_LEVELS = 6
+MAX_CHARACTERS = 200  # of a string
+MAX_ELEMENTS = 2**31  # numbers in a network's parameters, 9 GB in float32, where its weights' file is not at hand
+MAX_MODULES = 20_000  # several times what the deepest network of timm has
 
 # Arguments of timm's factory, not of a network: where weights come from and what becomes of them, and where they lie.
 _FACTORY_ARGS = frozenset({
@@ -40,17 +40,15 @@ _CFG_STRINGS = ("classifier", "first_conv")  # a module's name, or several
 
 
 def check_config(config: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Check the parts of a config.json that timm reads.
+    """Check the parts of a backbone's config.json that timm reads.
 
     Args:
-        config: the content of the file: a backbone's in timm's format; nothing of a detector's is looked at here.
+        config: the content of a backbone's, in timm's format.
         path: what error messages call it.
 
     Raises:
         NatsError: naming the file, the key and what was expected.
     """
-    if "framework" in config:  # a detector's, which DetectorConfig reads strictly
-        return
     source = str(path)
     if config.get("model_args") is not None:
         check_model_args(config["model_args"], f"{source}: model_args")
@@ -68,27 +66,27 @@ def check_model_args(args: Any, source: str) -> None:
     if not isinstance(args, Mapping):
         raise NatsError(f"{source}: expected an object, found {short(args)}")
     for key, value in args.items():
-        if not isinstance(key, str) or not key.isidentifier() or len(key) > MOST_CHARACTERS:
+        if not isinstance(key, str) or not key.isidentifier() or len(key) > MAX_CHARACTERS:
             raise NatsError(f"{source}: expected names of a network's arguments, found {short(key)}")
         if key in _FACTORY_ARGS:
             raise NatsError(f"{source}: {key}: is no argument of a network, and not taken from a config")
         if key == "num_classes":
             _check_classes(value, f"{source}: {key}")
         elif key != "genotype":
-            _check_value(value, f"{source}: {key}", MOST_PIXELS if "size" in key else MOST_NUMBER, MOST_ARGS_LEVELS)
-    if sum(_count(value) for key, value in args.items() if key != "genotype") > MOST_VALUES:
-        raise NatsError(f"{source}: expected at most {MOST_VALUES} values")
+            _check_value(value, f"{source}: {key}", MAX_PIXELS if "size" in key else MAX_NUMBER, MAX_ARGS_LEVELS)
+    if sum(_count(value) for key, value in args.items() if key != "genotype") > MAX_VALUES:
+        raise NatsError(f"{source}: expected at most {MAX_VALUES} values")
 
 
 def _check_value(value: Any, source: str, most: int, levels: int) -> None:
-    if isinstance(value, str) and (len(value) > MOST_CHARACTERS or not value.isprintable()):
-        raise NatsError(f"{source}: expected at most {MOST_CHARACTERS} printable characters, found {short(value)}")
+    if isinstance(value, str) and (len(value) > MAX_CHARACTERS or not value.isprintable()):
+        raise NatsError(f"{source}: expected at most {MAX_CHARACTERS} printable characters, found {short(value)}")
     if type(value) in (int, float) and not abs(value) <= most:  # NaN neither
         raise NatsError(f"{source}: expected numbers of at most {most}, found {short(value)}")
     if not isinstance(value, list | tuple | Mapping):
         return
     if not levels:
-        raise NatsError(f"{source}: nested too deeply, expected at most {MOST_ARGS_LEVELS} levels")
+        raise NatsError(f"{source}: nested too deeply, expected at most {MAX_ARGS_LEVELS} levels")
     for item in (*value.keys(), *value.values()) if isinstance(value, Mapping) else value:
         _check_value(item, source, most, levels - 1)
 
@@ -100,8 +98,8 @@ def _count(value: Any) -> int:
 
 
 def _check_classes(value: Any, source: str) -> None:
-    if value is not None and not (type(value) is int and 0 <= value <= MOST_CLASSES):
-        raise NatsError(f"{source}: expected an integer from 0 to {MOST_CLASSES}, found {short(value)}")
+    if value is not None and not (type(value) is int and 0 <= value <= MAX_CLASSES):
+        raise NatsError(f"{source}: expected an integer from 0 to {MAX_CLASSES}, found {short(value)}")
 
 
 def check_pretrained_cfg(cfg: Any, source: str) -> None:
@@ -115,41 +113,38 @@ def check_pretrained_cfg(cfg: Any, source: str) -> None:
     _check_classes(cfg.get("num_classes"), f"{source}: num_classes")
     for key in ("input_size", "test_input_size", "min_input_size"):
         size = cfg.get(key)
-        if size is not None and not _are_numbers(size, (int,), 1, MOST_NUMBER, lengths=(3,)):
+        if size is not None and not (_are_numbers(size, (int,), MAX_NUMBER) and len(size) == 3 and min(size) >= 1):
             raise NatsError(f"{source}: {key}: expected [channels, height, width], found {short(size)}")
     for key in ("mean", "std"):
         values = cfg.get(key)
-        if values is not None and not _are_numbers(values, (int, float), -1e6, 1e6, lengths=range(1, 1025)):
+        if values is not None and not (_are_numbers(values, (int, float), 1e6) and 1 <= len(values) <= 1024):
             raise NatsError(f"{source}: {key}: expected a list of numbers, found {short(values)}")
     for key in _CFG_STRINGS:
         names = cfg.get(key)
         names = names if isinstance(names, list | tuple) else [names]
-        if not all(name is None or (isinstance(name, str) and len(name) <= MOST_CHARACTERS) for name in names):
+        if not all(name is None or (isinstance(name, str) and len(name) <= MAX_CHARACTERS) for name in names):
             raise NatsError(f"{source}: {key}: expected a module's name, or a list of some, found {short(names)}")
 
 
-def _are_numbers(values: Any, kinds: tuple[type, ...], least: float, most: float, lengths: Any) -> bool:
-    return (
-        isinstance(values, list | tuple)
-        and len(values) in lengths
-        and all(type(value) in kinds and least <= value <= most for value in values)
-    )
+def _are_numbers(values: Any, kinds: tuple[type, ...], most: float) -> bool:
+    """Tell whether it is a list of numbers of these types, none of them beyond `most` on either side."""
+    return isinstance(values, list | tuple) and all(type(one) in kinds and abs(one) <= most for one in values)
 
 
 @contextmanager
-def on_meta(source: str, most_elements: int | None = None) -> Iterator[None]:
-    """Build a network in this block on the meta device, of a bounded size, to learn what someone else's config says.
+def bounded(source: str, most_elements: int | None = None) -> Iterator[None]:
+    """Build a network as someone else's config says in this block, of a bounded size.
 
     Args:
         source: what error messages call the config.
         most_elements: numbers in all parameters that are made, also of modules that are thrown away, such as the
-            classifier of a `features_only` network; None: any, because the weights' shapes are compared afterwards.
+            classifier of a `features_only` network; None: any.
 
     Raises:
         NatsError: a network of more elements or modules, or whatever building it raised, in one line: arguments that
             a constructor does not take are told by all kinds of errors.
     """
-    with limited_size(source, most_elements), torch.device("meta"):
+    with limited_size(source, most_elements):
         try:
             yield
         except NatsError:
@@ -159,8 +154,20 @@ def on_meta(source: str, most_elements: int | None = None) -> Iterator[None]:
             raise NatsError(f"{source}: no network can be built as it says: {reason}") from error
 
 
+@contextmanager
+def on_meta(source: str, most_elements: int | None = None) -> Iterator[None]:
+    """As `bounded`, on the meta device, to learn what the config says where no weights' file tells a size.
+
+    Example:
+        >>> with on_meta("config.json"):
+        ...     shapes = {name: tensor.shape for name, tensor in timm.create_model("resnet18").state_dict().items()}
+    """
+    with torch.device("meta"), bounded(source, most_elements):
+        yield
+
+
 def is_on_meta() -> bool:
-    """Whether modules that are built now have no memory."""
+    """Tell whether modules that are built now have no memory."""
     return torch.empty(0).is_meta
 
 
@@ -175,7 +182,8 @@ def limited_size(source: str, most_elements: int | None = None) -> Iterator[None
 
     def count_parameter(_: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal elements
-        if threading.get_ident() == thread and parameter is not None and not _is_lazy(parameter):
+        is_lazy = isinstance(parameter, nn.UninitializedParameter)
+        if threading.get_ident() == thread and parameter is not None and not is_lazy:
             elements += parameter.numel()
             if most_elements is not None and elements > most_elements:
                 raise NatsError(f"{source}: asks for a network of over {most_elements:,} parameters")
@@ -184,8 +192,8 @@ def limited_size(source: str, most_elements: int | None = None) -> Iterator[None
         nonlocal modules
         if threading.get_ident() == thread:
             modules += 1
-            if modules > MOST_MODULES:
-                raise NatsError(f"{source}: asks for a network of over {MOST_MODULES:,} modules")
+            if modules > MAX_MODULES:
+                raise NatsError(f"{source}: asks for a network of over {MAX_MODULES:,} modules")
 
     hooks = [
         register_module_parameter_registration_hook(count_parameter),
@@ -196,7 +204,3 @@ def limited_size(source: str, most_elements: int | None = None) -> Iterator[None
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _is_lazy(parameter: nn.Parameter) -> bool:
-    return isinstance(parameter, nn.UninitializedParameter)

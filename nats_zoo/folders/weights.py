@@ -9,20 +9,19 @@ import torch
 from torch import Tensor
 
 from ..base.errors import NatsError
-from ..base.names import CONFIG_NAME, WEIGHTS_NAME
+from ..base.names import WEIGHTS_NAME
 from ..hub.client import resolve_folder
-from .model_folder import read_config
+from .model_folder import DETECTOR, ModelFolder
 from .weights_file import load_weights
 
-BODY = "backbone.body."  # where a detector's state dict holds its backbone's
 TIMM = "timm/"  # the organisation on the Hub, whose repositories all have safetensors
 
 
 def fetch_pretrained(name: str) -> None:
     """Put timm's weights of a network into the Hub's cache, where timm then finds them.
 
-    Unlike timm's own download this one compares the checksum, goes on where it was cut, and gives up at once when the
-    Hub can not be reached. Weights that are elsewhere than in timm's own repositories are left to timm.
+    Unlike timm's own download this one compares the checksum, and gives up at once when the Hub can not be reached.
+    Weights that are elsewhere than in timm's own repositories are left to timm.
 
     Args:
         name: timm's name, with a tag if wanted (`resnet50.tv_in1k`).
@@ -46,7 +45,7 @@ def fetch_pretrained(name: str) -> None:
 def weights_overlay(
     architecture: str, weights: str, arguments: Mapping[str, Any] | None = None, headless: bool = True
 ) -> dict[str, Any]:
-    """timm's `pretrained_cfg_overlay` for these weights, with their own normalisation and classes.
+    """Make timm's `pretrained_cfg_overlay` for these weights, with their own normalisation and classes.
 
     Args:
         architecture: timm's name of the plain network.
@@ -57,30 +56,36 @@ def weights_overlay(
 
     Raises:
         NatsError: weights that can not be read, or of another network.
+
+    Example:
+        >>> overlay = weights_overlay("resnet18", "runs/nats/best")
+        >>> body = timm.create_model("resnet18", pretrained=True, pretrained_cfg_overlay=overlay, features_only=True)
     """
     path = Path(weights) if weights.endswith(".safetensors") else resolve_folder(weights)
-    tensors, cfg = _read_folder(path) if path.is_dir() else (load_weights(path), {})
+    if path.is_dir():
+        folder = ModelFolder.open(path)
+        tensors, cfg = folder.load_backbone(), _pretrained_cfg(folder)
+    else:
+        tensors, cfg = load_weights(path), {}
     head = {"num_classes": 0} if headless else {key: cfg[key] for key in ("num_classes",) if key in cfg}
     _check_weights(architecture, {**(arguments or {}), **head}, tensors, weights)
     return {**cfg, "state_dict": tensors, "file": None, "hf_hub_id": None, "url": ""}
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and pretrained cfg of a timm model's folder, or of the backbone in a detector's folder."""
-    config = read_config(folder)
-    tensors = load_weights(folder / WEIGHTS_NAME)
-    if "framework" in config:
-        tensors = {key.removeprefix(BODY): value for key, value in tensors.items() if key.startswith(BODY)}
-        return tensors, {"mean": config.get("image_mean"), "std": config.get("image_std")}
+def _pretrained_cfg(folder: ModelFolder) -> dict[str, Any]:
+    """Read what a folder says of its weights, as timm's pretrained cfg."""
+    config = folder.config
+    if folder.kind == DETECTOR:
+        return {"mean": config.get("image_mean"), "std": config.get("image_std")}
     cfg = config.get("pretrained_cfg")
     if not isinstance(cfg, dict):
-        raise NatsError(f"{folder / CONFIG_NAME}: expected a timm config with the key 'pretrained_cfg'")
+        raise NatsError(f"{folder.config_path}: expected a timm config with the key 'pretrained_cfg'")
     kept = {key: cfg[key] for key in ("mean", "std", "num_classes", "classifier", "input_size") if key in cfg}
-    return tensors, kept | {key: config[key] for key in ("num_classes",) if key in config}
+    return kept | {key: config[key] for key in ("num_classes",) if key in config}
 
 
 def _check_weights(architecture: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> None:
-    """timm loads a headless network leniently; weights of another network must not pass for a pretrained one."""
+    """Check names and shapes, as timm loads a headless network leniently: another network's must not pass for its."""
     with torch.device("meta"):
         expected = timm.create_model(architecture, **arguments).state_dict()
     for key, tensor in expected.items():

@@ -13,7 +13,6 @@ Each run is `[channels, dilation_h, dilation_w]`, in the convolution's own outpu
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -21,14 +20,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..base.errors import GenotypeError, one_line, short
-from ..base.files import MOST_BYTES, is_deeper, read_json, write_text
+from ..base.files import MAX_BYTES, is_deeper, read_json, write_text
+from ..base.reading import Reader
+from ..base.text import text_table
 from ..version import __version__
 from .merging import merge_convs
-from .runs import MAX_CHANNELS, MAX_DILATION, PLAIN, Dilation, Run, dilation_order
+from .runs import MAX_CHANNELS, MAX_DILATION, PLAIN, Dilation, Run, Runs
 
 FORMAT = 1
-MAX_FILE_BYTES = MOST_BYTES
-MAX_NAME = 256  # characters of a convolution's or a provenance's key: error messages quote it
+MAX_FILE_BYTES = MAX_BYTES
 MAX_DEPTH = 64  # of provenance: JSON is read and written recursively, and from any depth of the program's own stack
 
 # Methods that look at networks, which this room does not know: `networks` hands them in when nats_zoo is imported.
@@ -51,21 +51,23 @@ class Genotype:
     """
 
     architecture: str
-    convs: Mapping[str, tuple[Run, ...]]
+    convs: Mapping[str, Runs]
     gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     source: str = field(default="genotype", compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_architecture(self.architecture, self.source)
+        read = Reader(self.source, GenotypeError)
+        if not isinstance(self.architecture, str) or not _ARCHITECTURE.fullmatch(self.architecture):
+            raise read.wrong("architecture", "a timm model name", self.architecture)  # no folder: files are named so
         convs = {
-            name: _read_runs(runs, name, self.source) for name, runs in read_items(self.convs, "convs", self.source)
+            name: Runs(read_run(read, run, name) for run in read.sequence(runs, name, "a list of runs"))
+            for name, runs in read.object(self.convs, "convs").items()
         }
         gains = {
-            name: _read_gains(values, name, convs, self.source)
-            for name, values in read_items(self.gains, "gains", self.source)
+            name: _read_gains(read, values, name, convs) for name, values in read.object(self.gains, "gains").items()
         }
-        provenance = _read_provenance(self.provenance, self.source)
+        provenance = _read_provenance(read, self.provenance)
         for name, value in (("convs", convs), ("gains", gains), ("provenance", provenance)):
             object.__setattr__(self, name, value)
 
@@ -84,23 +86,14 @@ class Genotype:
     @classmethod
     def from_dict(cls, data: Any, source: str = "genotype") -> "Genotype":
         """Build from the JSON form; `source` is what error messages call it."""
-        known = {"format", "architecture", "convs", "gains", "provenance"}
-        data = dict(read_items(data, "the genotype", source))
-        if "format" in data:  # first: a newer format has other keys
-            _check_format(data["format"], source)
-        unknown = sorted(set(data) - known)
-        if unknown:
-            raise GenotypeError(f"{source}: unknown key {unknown[0]!r}, expected only {', '.join(sorted(known))}")
-        for key in ("format", "architecture", "convs"):
-            if key not in data:
-                raise GenotypeError(f"{source}: key {key!r} is missing")
-        return cls(
-            architecture=data["architecture"],
-            convs=data["convs"],
-            gains=data.get("gains", {}),
-            provenance=data.get("provenance", {}),
-            source=source,
-        )
+        read = Reader(source, GenotypeError)
+        found = read.object(data, "").get("format", FORMAT)
+        if type(found) is int and found > FORMAT:  # first: a newer format has other keys
+            newer = f"is of a newer format ({short(found)}), this nats-zoo {__version__} reads up to {FORMAT}"
+            raise GenotypeError(f"{source}: {newer}: upgrade nats-zoo")
+        read.number(found, "format", str(FORMAT), least=FORMAT, most=FORMAT, kinds=(int,))
+        values = read.keys(data, "", ("format", "architecture", "convs"), ("gains", "provenance"))
+        return cls(**{key: value for key, value in values.items() if key != "format"}, source=source)
 
     @classmethod
     def from_ic_conv(cls, path: str | os.PathLike, architecture: str) -> "Genotype":
@@ -199,31 +192,30 @@ class Genotype:
         """Share of output channels per dilation, for each convolution (the paper's intensity I^g), in 0..1."""
         shares: dict[str, dict[Dilation, float]] = {}
         for name, runs in self.convs.items():
-            total = sum(run.channels for run in runs)
-            counts: dict[Dilation, int] = {}
-            for run in runs:
-                counts[run.dilation] = counts.get(run.dilation, 0) + run.channels
-            shares[name] = {dilation: counts[dilation] / total for dilation in sorted(counts, key=dilation_order)}
+            counts = runs.counts()
+            shares[name] = {
+                dilation: counts[dilation] / runs.channels for dilation in sorted(counts, key=Dilation.order)
+            }
         return shares
 
     def share_changed(self) -> float:
         """Share of the named convolutions' output channels whose dilation is not (1, 1), in 0..1."""
-        runs = [run for runs in self.convs.values() for run in runs]
-        total = sum(run.channels for run in runs)
-        return sum(run.channels for run in runs if run.dilation != PLAIN) / total if total else 0.0
+        runs = self.all_runs()
+        return (runs.channels - runs.counts()[PLAIN]) / runs.channels if runs else 0.0
+
+    def all_runs(self) -> Runs:
+        """Those of all named convolutions, one after another."""
+        return Runs(run for runs in self.convs.values() for run in runs)
 
     def __str__(self) -> str:
         shares = self.dilation_shares()
-        columns = sorted({d for row in shares.values() for d in row}, key=dilation_order)
-        width = max([len(name) for name in shares] + [11])
-        header = [f"{'convolution':<{width}}  channels"] + [f"{h}x{w}".rjust(6) for h, w in columns]
-        lines = [f"{self.architecture}: {len(shares)} convolutions, {self.share_changed():.0%} of channels changed"]
-        lines.append("  ".join(header))
+        columns = sorted({d for row in shares.values() for d in row}, key=Dilation.order)
+        rows = [["convolution", "channels", *map(str, columns)]]
         for name, row in shares.items():
-            channels = sum(run.channels for run in self.convs[name])
-            cells = [f"{row[d]:.0%}".rjust(6) if d in row else "     ." for d in columns]
-            lines.append("  ".join([f"{name:<{width}}  {channels:>8}", *cells]))
-        return "\n".join(lines)
+            cells = [f"{row[d]:.0%}" if d in row else "." for d in columns]
+            rows.append([name, str(self.convs[name].channels), *cells])
+        title = f"{self.architecture}: {len(shares)} convolutions, {self.share_changed():.0%} of channels changed"
+        return "\n".join([title, *text_table(rows, "<", ">", ">6")])
 
 
 def method_of_networks(function: Callable[..., Genotype]) -> Callable[..., Genotype]:
@@ -232,81 +224,36 @@ def method_of_networks(function: Callable[..., Genotype]) -> Callable[..., Genot
     return function
 
 
-def read_items(value: Any, what: str, source: str) -> list[tuple[str, Any]]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise GenotypeError(f"{source}: {what} must be an object with string keys, found {type(value).__name__}")
-    for key in value:
-        if not key.isprintable():  # a line break in a name would break an error message in two
-            raise GenotypeError(f"{source}: {what}: the key {short(key)} holds unprintable characters")
-        if len(key) > MAX_NAME:
-            raise GenotypeError(f"{source}: {what}: the key {short(key)} has over {MAX_NAME} characters")
-    return list(value.items())
-
-
-def _check_format(found: Any, source: str) -> None:
-    if type(found) is int and found > FORMAT:
-        newer = f"is of a newer format ({short(found)}), this nats-zoo {__version__} reads up to {FORMAT}"
-        raise GenotypeError(f"{source}: {newer}: upgrade nats-zoo")
-    if type(found) is not int or found != FORMAT:
-        raise GenotypeError(f"{source}: format is {short(found)}, this version reads format {FORMAT}")
-
-
-def _check_architecture(architecture: Any, source: str) -> None:
-    # Files are named after it: no folders in it
-    if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture):
-        raise GenotypeError(f"{source}: architecture must be a timm model name, found {short(architecture)}")
-
-
-def _read_provenance(provenance: Any, source: str) -> dict[str, Any]:
+def _read_provenance(read: Reader, provenance: Any) -> dict[str, Any]:
     """A deep copy in plain JSON data, as it will be read back."""
-    content = dict(read_items(provenance, "provenance", source))
+    content = read.object(provenance, "provenance")
     try:
         text = json.dumps(content, allow_nan=False, ensure_ascii=False)
         copy = json.loads(text.encode())  # encoded: half a surrogate pair could not be written into a model card
     except (TypeError, ValueError, RecursionError) as error:
-        raise GenotypeError(f"{source}: provenance must be plain JSON data: {one_line(error)[:200]}") from error
+        raise GenotypeError(f"{read.source}: provenance must be plain JSON data: {one_line(error)[:200]}") from error
     if is_deeper(copy, MAX_DEPTH):
-        raise GenotypeError(f"{source}: provenance is nested too deeply, expected at most {MAX_DEPTH} levels")
+        raise GenotypeError(f"{read.source}: provenance is nested too deeply, expected at most {MAX_DEPTH} levels")
     return copy
 
 
-def _read_runs(runs: Any, name: str, source: str) -> tuple[Run, ...]:
-    if not isinstance(runs, list | tuple) or not runs:
-        raise GenotypeError(f"{source}: {name}: expected a non-empty list of runs, found {short(runs)}")
-    return tuple(read_run(run, name, source) for run in runs)
+def read_run(read: Reader, run: Any, name: str) -> Run:
+    """One run of a file, `[channels, dilation_h, dilation_w]`; `name` is the convolution's."""
+    kind = "a run [channels, dilation_h, dilation_w] of positive integers"
+    limits = f"{kind}, at most {MAX_CHANNELS} channels and a dilation of {MAX_DILATION}"
+    values = read.sequence(run, name, kind, 3)
+    for value, most in zip(values, (MAX_CHANNELS, MAX_DILATION, MAX_DILATION), strict=True):
+        if type(value) is not int or not 1 <= value <= most:  # type(): True is an int to Python
+            raise read.wrong(name, limits, run)
+    return Run(*values)
 
 
-def read_run(run: Any, name: str, source: str) -> Run:
-    # type() and not isinstance(): True is an int to Python, and no number of channels
-    if not isinstance(run, list | tuple) or len(run) != 3 or any(type(v) is not int for v in run) or min(run) < 1:
-        raise GenotypeError(
-            f"{source}: {name}: a run must be [channels, dilation_h, dilation_w], three positive integers,"
-            f" found {short(run)}"
-        )
-    if run[0] > MAX_CHANNELS or max(run[1:]) > MAX_DILATION:
-        raise GenotypeError(
-            f"{source}: {name}: expected at most {MAX_CHANNELS} channels and a dilation of {MAX_DILATION},"
-            f" found {short(run)}"
-        )
-    return Run(*run)
-
-
-def _read_gains(values: Any, name: str, convs: Mapping[str, tuple[Run, ...]], source: str) -> tuple[float, ...]:
+def _read_gains(read: Reader, values: Any, name: str, convs: Mapping[str, Runs]) -> tuple[float, ...]:
     if name not in convs:
-        raise GenotypeError(f"{source}: gains name the convolution {name!r}, which is not among convs")
-    if not isinstance(values, list | tuple) or len(values) != len(convs[name]):
-        raise GenotypeError(f"{source}: {name}: expected {len(convs[name])} gains, one per run, found {short(values)}")
-    for value in values:
-        if type(value) not in (int, float) or not _is_finite(value):
-            raise GenotypeError(f"{source}: {name}: a gain must be a finite number, found {short(value)}")
-    return tuple(float(value) for value in values)
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond the range of float
-        return False
+        raise GenotypeError(f"{read.source}: gains name the convolution {name!r}, which is not among convs")
+    number = len(convs[name])
+    values = read.sequence(values, name, f"{number} gains, one per run", number)
+    return tuple(float(read.number(value, name, "a gain, a finite number")) for value in values)
 
 
 def _format_json(data: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import GenotypeError
-from .runs import Dilation, Run
+from .runs import Dilation, Runs
 
 # For one convolution; together about a second and 200 MB at most.
 MAX_DIFFERENT = 1000  # different dilations
@@ -16,8 +16,8 @@ MAX_STEPS = 40_000_000  # sets of dilations, times dilations, times those in a s
 
 
 def merge_convs(
-    convs: Mapping[str, tuple[Run, ...]], gains: Mapping[str, tuple[float, ...]], max_dilations: int, source: str
-) -> tuple[dict[str, tuple[Run, ...]], dict[str, tuple[float, ...]], dict[str, Any]] | None:
+    convs: Mapping[str, Runs], gains: Mapping[str, tuple[float, ...]], max_dilations: int, source: str
+) -> tuple[dict[str, Runs], dict[str, tuple[float, ...]], dict[str, Any]] | None:
     """The runs and gains that `Genotype.merge` describes, and what its provenance says of them; None: nothing moves."""
     if type(max_dilations) is not int or max_dilations < 1:  # True is an int to Python
         raise GenotypeError(f"{source}: max_dilations must be a positive integer, found {max_dilations!r}")
@@ -25,7 +25,7 @@ def merge_convs(
     if not any(moves.values()):
         return None
     merged = {
-        name: tuple(Run(run.channels, *moves[name].get(run.dilation, run.dilation)) for run in runs)
+        name: Runs((run.channels, *moves[name].get(run.dilation, run.dilation)) for run in runs)
         for name, runs in convs.items()
     }
     new_gains = {
@@ -42,11 +42,9 @@ def merge_convs(
     return merged, new_gains, facts
 
 
-def _moves(runs: tuple[Run, ...], most: int, where: str) -> dict[Dilation, Dilation]:
+def _moves(runs: Runs, most: int, where: str) -> dict[Dilation, Dilation]:
     """Which dilations become which others, so that at most `most` are left; the others stay."""
-    channels: dict[Dilation, int] = {}
-    for run in runs:
-        channels[run.dilation] = channels.get(run.dilation, 0) + run.channels
+    channels = runs.counts()
     if len(channels) <= most:
         return {}
     dilations = sorted(channels)

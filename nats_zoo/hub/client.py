@@ -1,24 +1,21 @@
 """The Hugging Face Hub's client: repositories and their revisions as users name them, and what is fetched of them."""
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, get_token, snapshot_download
+from huggingface_hub import HfApi, ModelInfo, constants, get_token, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from ..base.errors import NatsError
 from ..base.files import write_text
 from ..base.names import CONFIG_NAME, HUB_PREFIX, MODEL_FILES, WEIGHTS_NAME
-from .download import check_small_files, fetch_large_file
+from .download import check_files, fetch_file
 from .errors import CLIENT_ERRORS, LIBRARY, LOGIN, explain, hub_errors, retried
-
-COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def resolve_folder(
@@ -27,10 +24,10 @@ def resolve_folder(
     files: Sequence[str] = MODEL_FILES,
     cache_dir: str | os.PathLike | None = None,
 ) -> Path:
-    """The local folder of a model: `source` itself if it is one, else a download from the Hub.
+    """Find the local folder of a model: `source` itself if it is one, else a download from the Hub.
 
-    Downloads that were stopped go on where they ended. What is in the cache is not downloaded again, and is used as it
-    is when the Hub can not be reached.
+    What is in the cache is not downloaded again, and is used as it is when the Hub can not be reached. A file whose
+    download was stopped is downloaded again from its beginning.
 
     Args:
         source: a folder, or the id of a Hub repository: `org/name`, `org/name@revision`, either after `hf-hub:`.
@@ -40,7 +37,11 @@ def resolve_folder(
 
     Raises:
         NatsError: neither a folder nor a repository, no such revision, no access, no network and not in the cache, or
-            another content than the Hub says.
+            another content than the Hub states.
+
+    Example:
+        >>> sorted(path.name for path in resolve_folder("org/name@v1").iterdir())
+        ['README.md', 'config.json', 'genotype.png', 'model.safetensors']
     """
     is_hub = str(source).startswith(HUB_PREFIX)
     if Path(source).is_dir() and not is_hub:
@@ -56,7 +57,7 @@ def resolve_folder(
 
 
 def split_revision(source: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Repository and revision of `org/name`, `org/name@revision`, or either after `hf-hub:`.
+    """Split `org/name`, `org/name@revision`, or either after `hf-hub:`, into repository and revision.
 
     Raises:
         NatsError: no id of a repository, or two revisions.
@@ -82,7 +83,7 @@ def check_repo_id(repo_id: str, source: str | None = None) -> None:
 
 
 def usable_token(token: str | None) -> str | None:
-    """The given token, else the one of the user's login, if any."""
+    """Choose the given token, else the one of the user's login, if any; NatsError for what can be none."""
     token = token or get_token()
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         # The HTTP library would refuse the header too, but quote it, token and all.
@@ -95,40 +96,43 @@ def _download(repo: str, revision: str | None, files: Sequence[str], cache_dir: 
     small = [name for name in files if name != WEIGHTS_NAME] or [CONFIG_NAME]
     options = {"allow_patterns": small, "cache_dir": cache_dir, "token": token, **LIBRARY}
     try:
-        commit = _find_commit(repo, revision, token)
+        info = _describe(repo, revision, token)
     except CLIENT_ERRORS as error:
-        return _cached(error, repo, revision, files, options)
-    snapshot = Path(retried(repo, partial(snapshot_download, repo, revision=commit, **options)))
-    _note_commit(snapshot.parent.parent, revision or constants.DEFAULT_REVISION, commit)
-    check_small_files(repo, snapshot)
+        snapshot = _cached(repo, revision, files, options)
+        if snapshot is None:
+            raise LocalEntryNotFoundError(f"{repo}: not in the cache") from error
+        if not isinstance(error, OfflineModeIsEnabled):
+            print(f"{repo}: {explain(error, revision)}; used as it is in the cache", file=sys.stderr)
+        return snapshot
+    snapshot = Path(retried(repo, partial(snapshot_download, repo, revision=info.sha, **options)))
+    _note_commit(snapshot.parent.parent, revision or constants.DEFAULT_REVISION, snapshot.name)
+    stated = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
+    check_files(repo, snapshot, {name: sha256 for name, sha256 in stated.items() if name != WEIGHTS_NAME})
     if WEIGHTS_NAME in files:
-        _fetch_weights(repo, snapshot, files, token)
+        if CONFIG_NAME in files and not (snapshot / CONFIG_NAME).is_file():
+            raise NatsError(f"{repo}: the repository has no {CONFIG_NAME}, expected a model's")
+        fetch_file(repo, WEIGHTS_NAME, snapshot, token=token, stated=stated)
+        if not (snapshot / WEIGHTS_NAME).is_file():
+            raise NatsError(f"{repo}: the repository has no {WEIGHTS_NAME}; other weights are not read")
     return snapshot
 
 
-def _find_commit(repo: str, revision: str | None, token: str | None) -> str:
-    """The commit that a revision stands for at the moment; asked here, as the client would wait for ever."""
-    if revision is not None and COMMIT.fullmatch(revision):
-        return revision
-    api = HfApi(token=token, **LIBRARY)
-    timeout = constants.HF_HUB_ETAG_TIMEOUT
-    commit = retried(repo, partial(api.model_info, repo, revision=revision, timeout=timeout)).sha
-    if commit is None:
+def _describe(repo: str, revision: str | None, token: str | None) -> ModelInfo:
+    """The commit that a revision stands for at the moment, and its files; asked here, as the client waits for ever."""
+    ask = partial(HfApi(token=token, **LIBRARY).model_info, repo, revision=revision, files_metadata=True)
+    info = retried(repo, partial(ask, timeout=constants.HF_HUB_ETAG_TIMEOUT))
+    if info.sha is None:
         raise NatsError(f"{repo}: the Hub does not say which commit its revision is")
-    return commit
+    return info
 
 
-def _cached(error: Exception, repo: str, revision: str | None, files: Sequence[str], options: dict[str, Any]) -> Path:
-    """What earlier downloads have left of a repository, since the Hub has answered with an error or not at all."""
+def _cached(repo: str, revision: str | None, files: Sequence[str], options: dict[str, Any]) -> Path | None:
+    """Find what earlier downloads have left of a repository; None: not all of these files."""
     try:
         snapshot = Path(snapshot_download(repo, revision=revision, local_files_only=True, **options))
     except LocalEntryNotFoundError:
-        snapshot = None
-    if snapshot is None or (WEIGHTS_NAME in files and not (snapshot / WEIGHTS_NAME).is_file()):
-        raise LocalEntryNotFoundError(f"{repo}: not in the cache") from error
-    if not isinstance(error, OfflineModeIsEnabled):
-        print(f"{repo}: {explain(error, revision)}; used as it is in the cache", file=sys.stderr)
-    return snapshot
+        return None
+    return snapshot if WEIGHTS_NAME not in files or (snapshot / WEIGHTS_NAME).is_file() else None
 
 
 def _note_commit(storage: Path, revision: str, commit: str) -> None:
@@ -138,11 +142,3 @@ def _note_commit(storage: Path, revision: str, commit: str) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, commit)
-
-
-def _fetch_weights(repo: str, snapshot: Path, files: Sequence[str], token: str | None) -> None:
-    if CONFIG_NAME in files and not (snapshot / CONFIG_NAME).is_file():
-        raise NatsError(f"{repo}: the repository has no {CONFIG_NAME}, expected a model's")
-    fetch_large_file(repo, WEIGHTS_NAME, snapshot, token)
-    if not (snapshot / WEIGHTS_NAME).is_file():
-        raise NatsError(f"{repo}: the repository has no {WEIGHTS_NAME}; other weights are not read")

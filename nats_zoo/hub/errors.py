@@ -1,6 +1,7 @@
 """What the Hub's client raises, as one line for people; and which calls are tried again, after how long."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,10 +33,10 @@ LONGEST_WAIT = 60.0  # seconds; a Hub that asks for more is not waited for
 BUSY = (408, 429, 500, 502, 503, 504)
 NOT_CARRIED_OUT = (429,)  # of these, what says for sure that the call had no effect
 _CUTS = ("ChunkedEncodingError", "RemoteProtocolError")  # of a body that ended too early: requests', httpx's
+_WRONG_SIZE = re.compile(r"should be of size (\d+) but has size (\d+)")  # the client's words
 _HTTP_LIBRARIES = ("httpx", "httpx2", "requests", "urllib3")
 
-CLIENT_ERRORS = (HTTPError, OSError, ValueError, RuntimeError)
-"""What the Hub's client raises."""
+CLIENT_ERRORS = (HTTPError, OSError, ValueError, RuntimeError)  # what the Hub's client raises
 
 Result = TypeVar("Result")
 
@@ -52,7 +53,7 @@ def hub_errors(what: str, revision: str | None) -> Iterator[None]:
 
 
 def retried(what: str, call: Callable[[], Result], statuses: Sequence[int] = BUSY) -> Result:
-    """The result of a call that may be repeated; while the Hub is busy or fails it is made again, after a wait.
+    """Make a call that may be repeated; while the Hub is busy or fails it is made again, after a wait.
 
     Waits as long as the Hub asks for (`Retry-After`), else 1, 2 and 4 seconds, and says so on stderr.
 
@@ -61,8 +62,14 @@ def retried(what: str, call: Callable[[], Result], statuses: Sequence[int] = BUS
         call: changes nothing, or nothing further when it is repeated after an answer of these statuses.
         statuses: of answers after which it is made again.
 
+    Returns:
+        What the call returned.
+
     Raises:
         Exception: what the last try raised.
+
+    Example:
+        >>> refs = retried("org/name", partial(HfApi().list_repo_refs, "org/name"))
     """
     waited, began = 0.0, time.monotonic()
     for attempt in range(1, TRIES + 1):
@@ -78,19 +85,14 @@ def retried(what: str, call: Callable[[], Result], statuses: Sequence[int] = BUS
     raise AssertionError("unreachable")
 
 
-def _is_of_upload(response: Any) -> bool:
-    """Whether it answers what comes before a commit, and has no effect without one; older clients give up there."""
-    return "/info/lfs/" in str(getattr(response, "url", ""))
-
-
 def _wait_after(error: BaseException, attempt: int, statuses: Sequence[int]) -> float | None:
-    """Seconds until the next try; None: there is no use in one."""
-    if (
-        type(error).__name__ == _CUTS[0] and statuses is BUSY
-    ):  # a cut body, which older clients do not take up by themselves
+    """Count the seconds until the next try; None: there is no use in one."""
+    if type(error).__name__ == _CUTS[0] and statuses is BUSY:  # a cut body, which older clients do not take up again
         return 1.0
     response = _response(error)
-    if response is None or response.status_code not in (BUSY if _is_of_upload(response) else statuses):
+    # What comes before a commit has no effect without one; older clients give up there.
+    is_of_upload = "/info/lfs/" in str(getattr(response, "url", ""))
+    if response is None or response.status_code not in (BUSY if is_of_upload else statuses):
         return None
     asked = _retry_after(response)
     wait = 2.0 ** (attempt - 1) if asked is None else asked
@@ -98,7 +100,7 @@ def _wait_after(error: BaseException, attempt: int, statuses: Sequence[int]) -> 
 
 
 def _retry_after(response: Any) -> float | None:
-    """Seconds that the Hub asks to wait; it may give them, or a date."""
+    """Read how many seconds the Hub asks to wait; it may give them, or a date."""
     text = response.headers.get("Retry-After", "").strip()
     if text.isdigit():
         return float(text)
@@ -112,28 +114,30 @@ def _retry_after(response: Any) -> float | None:
 
 
 def explain(error: BaseException, revision: str | None) -> str:
-    """What an error of the Hub's client means to a user."""
+    """Say what an error of the Hub's client means to a user."""
     cause, response = error.__cause__, getattr(error, "response", None)
     if isinstance(error, LocalEntryNotFoundError) and cause is not None:
-        answer = _response(cause)
-        refused = answer is not None and answer.status_code not in BUSY
+        refused = status(cause) not in (None, *BUSY)
         return explain(cause, revision) + ("" if refused else ", and it is not in the cache")
-    if isinstance(error, RuntimeError) and cause is not None and not is_network_error(error):
+    if isinstance(error, RuntimeError) and cause is not None and not _is_network_error(error):
         return explain(cause, revision)
     return _explain_silence(error) if response is None else _explain_answer(error, response, revision)
 
 
 def _explain_silence(error: BaseException) -> str:
-    """An error that is about no answer of a Hub."""
+    """Explain an error that is about no answer of a Hub."""
+    size = _WRONG_SIZE.search(str(error))
+    is_timeout = isinstance(error, TimeoutError) or (_is_network_error(error) and "Timeout" in type(error).__name__)
     reasons = (
         (isinstance(error, OfflineModeIsEnabled), "the Hub can not be reached (HF_HUB_OFFLINE is set)"),
         (
             isinstance(error, FileMetadataError | json.JSONDecodeError),
             f"what answers at {constants.ENDPOINT} is not a Hub: check HF_ENDPOINT, the proxy and the firewall",
         ),
-        (_is_timeout(error), "the Hub did not answer in time (see HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT)"),
+        (is_timeout, "the Hub did not answer in time (see HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT)"),
         (type(error).__name__ in _CUTS, "the connection was cut"),
-        (is_network_error(error), f"the Hub can not be reached ({one_line(error)})"),
+        (size is not None, size and f"{size[2]} bytes came instead of {size[1]}, a proxy's error page?; try again"),
+        (_is_network_error(error), f"the Hub can not be reached ({one_line(error)})"),
     )
     return _first(reasons, error)
 
@@ -142,23 +146,19 @@ def _first(reasons: Iterable[tuple[bool, str]], error: BaseException) -> str:
     return next((reason for applies, reason in reasons if applies), one_line(error))
 
 
-def is_unreachable(error: BaseException) -> bool:
-    """Whether the Hub did not answer at all, or must not be asked."""
-    return isinstance(error, OfflineModeIsEnabled) or (is_network_error(error) and _response(error) is None)
-
-
-def is_network_error(error: BaseException) -> bool:
-    """Whether the HTTP library raised it, or something of its kind."""
+def _is_network_error(error: BaseException) -> bool:
+    """Tell whether the HTTP library raised it, or something of its kind."""
     libraries = (kind.__module__.partition(".")[0] for kind in type(error).__mro__)
     return any(library in _HTTP_LIBRARIES for library in libraries)
 
 
-def _is_timeout(error: BaseException) -> bool:
-    return isinstance(error, TimeoutError) or (is_network_error(error) and "Timeout" in type(error).__name__)
+def status(error: BaseException) -> int | None:
+    """Read the status of the answer that an error, or what caused it, is about; None: there was none."""
+    return getattr(_response(error), "status_code", None)
 
 
 def _response(error: BaseException) -> Any:
-    """The answer that an error, or what caused it, is about; None: there was none."""
+    """Find the answer that an error, or what caused it, is about; None: there was none."""
     response = getattr(error, "response", None)
     if response is None and error.__cause__ is not None:
         return _response(error.__cause__)
@@ -166,12 +166,14 @@ def _response(error: BaseException) -> Any:
 
 
 def _explain_answer(error: BaseException, response: Any, revision: str | None) -> str:
-    """An answer with an error status. Only some Hubs send the header from which the client takes the error's class."""
+    """Explain an error status; only some Hubs send the header from which the client takes the error's class."""
     status, request = response.status_code, getattr(response, "request", None)
     has_token = request is not None and "authorization" in request.headers
     reads = request is not None and request.method in ("GET", "HEAD")
     ask = "ask for access on its page" + (" with the token's account" if has_token else f", then {LOGIN}")
     private = " and the token's account can not see it" if has_token else f": then {LOGIN}"
+    asked = _retry_after(response)
+    then = "" if asked is None else f", which asks to wait {asked:,.0f} s"
     named = "" if revision is None else f" or revision {revision!r}"
     reasons = (
         (isinstance(error, GatedRepoError), f"the repository is gated: {ask}"),
@@ -187,14 +189,7 @@ def _explain_answer(error: BaseException, response: Any, revision: str | None) -
         (status == 403 and reads, f"no access; if the repository is gated, {ask}"),
         (status == 403, "the token has no right to do this: use one with write access to the repository"),
         (status == 404, f"no such repository{named}, or it is private{private}"),
-        (status in BUSY, _explain_busy(response)),
+        (status == 429, f"too many requests for the Hub (429){then}"),
+        (status in BUSY, f"the Hub failed with status {status}{then}"),
     )
     return _first(reasons, error)
-
-
-def _explain_busy(response: Any) -> str:
-    asked = _retry_after(response)
-    then = "" if asked is None else f", which asks to wait {asked:,.0f} s"
-    if response.status_code == 429:
-        return f"too many requests for the Hub (429){then}"
-    return f"the Hub failed with status {response.status_code}{then}"

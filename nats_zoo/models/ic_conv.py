@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ..base.errors import NatsError, short
 from ..folders.checkpoint import read_checkpoint
 from ..genotype.genotype import Genotype
-from ..genotype.runs import Run
+from ..genotype.runs import Runs
 from ..version import __version__
-from .named import Source
+from .named import NamedNetwork
 
 PREFIXES = ("module.", "backbone.", "module.")  # of a wrapped network, of a detector's backbone
 
@@ -50,10 +50,10 @@ def from_ic_conv_checkpoint(
     head = state.get("fc.weight")
     if head is not None and head.ndim != 2:
         raise NatsError(f"{checkpoint}: fc.weight: expected a matrix, found a tensor of {head.ndim} dimensions")
-    source = Source(architecture, genotype=replace(genotype, provenance=provenance))
+    network = NamedNetwork(architecture, genotype=replace(genotype, provenance=provenance))
     # The network's own tag would say where weights, mean and deviation of another training come from.
     overlay = dict(tag="", hf_hub_id=None, url="", license=None)
-    model = source.create(num_classes=0 if head is None else len(head), pretrained_cfg_overlay=overlay)
+    model = network.create(num_classes=0 if head is None else len(head), pretrained_cfg_overlay=overlay)
     _check_inputs(model, genotype, str(checkpoint))
     for name, runs in genotype.convs.items():
         _join_pieces(state, name, runs, model.get_submodule(name), str(checkpoint))
@@ -84,7 +84,7 @@ def _check_inputs(model: nn.Module, genotype: Genotype, source: str) -> None:
         )
 
 
-def _join_pieces(state: dict[str, Tensor], name: str, runs: tuple[Run, ...], conv: nn.Conv2d, source: str) -> None:
+def _join_pieces(state: dict[str, Tensor], name: str, runs: Runs, conv: nn.Conv2d, source: str) -> None:
     """Replace the kernels of a convolution's dilations by that of the plain one.
 
     Args:

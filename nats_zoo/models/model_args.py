@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import GenotypeError, short
 from ..base.names import HUB_PREFIX, WEIGHTS_NAME
-from ..folders.limits import MOST_ELEMENTS, check_model_args, check_pretrained_cfg, is_on_meta, on_meta
-from ..folders.weights_file import FINGERPRINT_KEY, check_fingerprint, safetensors_metadata
+from ..folders.limits import MAX_ELEMENTS, check_model_args, check_pretrained_cfg, is_on_meta, on_meta
+from ..folders.weights_file import FINGERPRINT_KEY, WeightsFile
 from ..genotype.genotype import Genotype
 from ..hub.client import resolve_folder
-
-if TYPE_CHECKING:
-    from ..genotype.genotype import Genotype
 
 _SAVED = ("hf-hub", "local-dir")  # timm's word for where a pretrained cfg was read
 
@@ -43,7 +40,7 @@ class RecordsGenotype:
 
 
 def cfg_value(cfg: Any, key: str) -> Any:
-    """A value of a pretrained cfg, which timm passes as a mapping or as its dataclass; None if it is not there."""
+    """Read a value of a pretrained cfg, which timm passes as a mapping or as its dataclass; None: it is not there."""
     return cfg.get(key) if isinstance(cfg, Mapping) else getattr(cfg, key, None)
 
 
@@ -80,7 +77,7 @@ def check_saved_size(build: Callable[[], Any]) -> None:
         build: builds it; called with the meta device, unless modules are built there already.
     """
     if not is_on_meta():
-        with on_meta("config.json", MOST_ELEMENTS):
+        with on_meta("config.json", MAX_ELEMENTS):
             build()
 
 
@@ -103,7 +100,7 @@ def prepare_saved_weights(arguments: Mapping[str, Any]) -> None:
         folder = Path(cfg_value(cfg, "file"))
     else:
         return
-    weights, genotype = folder / WEIGHTS_NAME, (arguments.get("pretrained_model_args") or {}).get("genotype")
+    path, genotype = folder / WEIGHTS_NAME, (arguments.get("pretrained_model_args") or {}).get("genotype")
     # Without a fingerprint they were saved by timm, which knows of none.
-    if genotype is not None and weights.is_file() and FINGERPRINT_KEY in safetensors_metadata(weights):
-        check_fingerprint(weights, Genotype.from_dict(genotype, source="config.json: model_args: genotype"))
+    if genotype is not None and path.is_file() and FINGERPRINT_KEY in (weights := WeightsFile(path)).metadata:
+        weights.check_fingerprint(Genotype.from_dict(genotype, source="config.json: model_args: genotype"))

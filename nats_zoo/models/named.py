@@ -1,7 +1,9 @@
-"""What the commands' MODEL, --genotype and --weights name: networks of timm and of model folders, and their weights."""
+"""What MODEL, --genotype and --weights name: networks of timm and of model folders, and their weights."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..base.errors import NatsError, one_line, short
 from ..base.names import CONFIG_NAME, HUB_PREFIX, NATS_ANY, VARIANT_PREFIX
-from ..folders.find_genotype import (
-    config_genotype,
-    find_genotype,
-)
-from ..folders.model_folder import read_config
+from ..folders.find_genotype import find_genotype
+from ..folders.model_folder import BACKBONE, DETECTOR, ModelFolder
 from ..folders.weights import fetch_pretrained, weights_overlay
 from ..genotype.catalogue import DEFAULT_GENOTYPES
 from ..genotype.genotype import Genotype
@@ -31,8 +30,8 @@ ASLEEP = 1e-3  # a smaller scale hides a residual branch
 
 
 @dataclass(frozen=True)
-class Source:
-    """A network, named.
+class NamedNetwork:
+    """A network that is known by name and not built yet.
 
     Attributes:
         architecture: timm's name of the plain network, without a tag.
@@ -40,6 +39,12 @@ class Source:
         genotype: what it runs; None: it is plain.
         arguments: further ones of its constructor, from a folder's config.json.
         folder: the model folder it comes from, or None.
+
+    Example:
+        >>> network = find_network("nats_resnet18")
+        >>> network.label, network.map_indices()
+        ('nats_resnet18', [1, 2, 3, 4])
+        >>> body = network.create("pretrained", features_only=True, out_indices=network.map_indices())
     """
 
     architecture: str
@@ -73,32 +78,59 @@ class Source:
         """Channels of its images."""
         return self.arguments.get("in_chans", 3)
 
-    def create(self, weights: str = RANDOM, **options: Any) -> nn.Module:
-        """Build the network with timm, in evaluation mode.
+    def map_strides(self) -> dict[int, int]:
+        """The stride of each map that it has, by timm's `out_indices`."""
+        return dict(_probe(self.architecture, json.dumps(self.arguments, sort_keys=True))[0])
+
+    def map_indices(self) -> list[int]:
+        """timm's `out_indices` of its maps at strides 4, 8, 16 and 32, as far as it has them."""
+        return [index for index, stride in self.map_strides().items() if stride in MAP_STRIDES]
+
+    def stage_index(self, stage: int) -> int:
+        """timm's `out_indices` entry of the map that stage 1, 2, 3 or 4 ends with, at stride 4, 8, 16 or 32.
+
+        Raises:
+            NatsError: no such map.
+        """
+        strides = self.map_strides()
+        found = [index for index, stride in strides.items() if stride == 2 ** (stage + 1)]
+        if not found:
+            stages = sorted({stride.bit_length() - 2 for stride in strides.values()})
+            raise NatsError(f"stage: {self.name} has maps of the stages {stages}, not of {stage}")
+        return found[-1]
+
+    def has_fixed_size(self) -> bool:
+        """Whether it takes images of one size only."""
+        return _probe(self.architecture, json.dumps(self.arguments, sort_keys=True))[1]
+
+    def weights_name(self, weights: str) -> str:
+        """What to call the weights that `build` is given."""
+        if weights == RANDOM:
+            return "random"
+        if weights == PRETRAINED:
+            cfg = timm.get_pretrained_cfg(self.registered)
+            return f"{self.architecture}.{cfg.tag}" if cfg is not None and cfg.tag else self.architecture
+        return folder_name(Path(weights)) if Path(weights).exists() else weights
+
+    def build(self, weights: str = RANDOM, **options: Any) -> nn.Module:
+        """Build the network with timm, as timm leaves it: in training mode, random residual branches switched off.
 
         Args:
             weights: "random"; "pretrained" for timm's, which are downloaded unless cached; or the folder, safetensors
                 file or Hub repository of a model of the same plain architecture, or of a detector on it.
             **options: go to `timm.create_model`.
 
+        Returns:
+            The network; its `genotype` is the Genotype it runs, or None.
+
         Raises:
             NatsError: weights that can not be fetched or do not fit, or options that the network does not take.
         """
+        overlay = None
         if weights == PRETRAINED:
             fetch_pretrained(self.registered)
-        if weights in (RANDOM, PRETRAINED):
-            model = self._create(weights == PRETRAINED, options)
-        else:
+        elif weights != RANDOM:
             overlay = weights_overlay(self.architecture, weights, self.arguments, headless="features_only" in options)
-            model = self._create(True, options, overlay)
-            model.pretrained_cfg.pop("state_dict")  # loaded by now; it would be kept as a second copy
-        if self.genotype is not None:
-            vars(model)["genotype"] = self.genotype  # a feature wrapper drops the network's own attribute
-        if weights == RANDOM and not any(parameter.is_meta for parameter in model.parameters()):
-            wake_branches(model)
-        return model.eval()
-
-    def _create(self, pretrained: bool, options: Mapping[str, Any], overlay: Mapping | None = None) -> nn.Module:
         name, tag = self.name, f".{self.tag}" if self.tag else ""
         arguments = dict(self.arguments)
         if self.genotype is not None:
@@ -109,51 +141,112 @@ class Source:
             arguments["pretrained_cfg_overlay"] = overlay
             if "num_classes" in overlay and "features_only" not in options:
                 arguments["num_classes"] = overlay["num_classes"]
-        try:
-            return timm.create_model(name + tag, pretrained=pretrained, **{**arguments, **options})
-        except NatsError:
-            raise
-        except (HTTPError, OSError, RuntimeError, AssertionError, TypeError) as error:
-            raise NatsError(f"{name}{tag}: {one_line(error)}") from error
+        model = _timm_network(name + tag, pretrained=weights != RANDOM, **{**arguments, **options})
+        if overlay is not None:
+            model.pretrained_cfg.pop("state_dict")  # loaded by now; it would be kept as a second copy
+        vars(model)["genotype"] = self.genotype  # a feature wrapper drops the network's own attribute
+        return model
+
+    def create(self, weights: str = RANDOM, **options: Any) -> nn.Module:
+        """Build the network for use as it is: as `build`, in evaluation mode, with no branch switched off."""
+        model = self.build(weights, **options)
+        if weights == RANDOM:
+            wake_branches(model)
+        return model.eval()
+
+    def deploy(self, weights: str | None = None, with_classifier: bool = False) -> nn.Module:
+        """Build it for deployment: its maps at strides 4, 8, 16 and 32, or the whole classifier.
+
+        Args:
+            weights: as for `build`; None: those of its folder.
+            with_classifier: the network that returns logits.
+
+        Raises:
+            NatsError: no weights are named, or what `build` raises.
+        """
+        if weights is None and self.folder is None:
+            raise NatsError(
+                f"weights: {self.label} is a name, expected pretrained, random, or a model's folder or file"
+            )
+        options = {} if with_classifier else {"features_only": True, "out_indices": self.map_indices()}
+        return self.create(weights or str(self.folder), **options)
 
 
-def find_source(model: str, genotype: str | None = None) -> Source:
-    """Find what a command's MODEL and --genotype name.
+def _timm_network(name: str, **options: Any) -> nn.Module:
+    try:
+        return timm.create_model(name, **options)
+    except NatsError:
+        raise
+    except (HTTPError, OSError, RuntimeError, AssertionError, TypeError) as error:
+        raise NatsError(f"{name}: {one_line(error)}") from error
+
+
+@lru_cache
+def _probe(architecture: str, arguments: str) -> tuple[tuple[tuple[int, int], ...], bool]:
+    """Index and stride of each map, and whether images have one size; regrouping changes neither."""
+    with torch.device("meta"):
+        network = _timm_network(architecture, features_only=True, **json.loads(arguments))
+    info = network.feature_info
+    strides = tuple(zip(info.out_indices, info.reduction(), strict=True))
+    return strides, bool(network.pretrained_cfg.get("fixed_input_size"))
+
+
+def find_network(name: str, genotype: Genotype | Mapping | str | None = None) -> NamedNetwork:
+    """Find what MODEL and --genotype name.
 
     Args:
-        model: a timm name with or without a tag, plain or a nats variant; or the folder or Hub repository
-            (`org/name`, `org/name@revision`) of a backbone or detector.
-        genotype: takes the place of the one that the model has; of a plain name's or a variant's, the default one.
+        name: timm's, with or without a tag, plain or a nats variant; or the folder or Hub repository (`org/name`,
+            `org/name@revision`) of a backbone or detector.
+        genotype: what `find_genotype` takes. It takes the place of the one that the network has; of a plain name's or
+            a variant's, the default one.
 
     Raises:
-        NatsError: no such model or genotype, or a folder that is no model's.
+        NatsError: no such network or genotype, or a folder that is no model's.
+
+    Example:
+        >>> find_network("resnet50.tv_in1k", "runs/search").name
+        'nats_resnet50'
     """
-    name, tag = split_model_name_tag(model)
-    if name == NATS_ANY:
+    architecture, tag = split_model_name_tag(name)
+    if architecture == NATS_ANY:
         raise NatsError(f"{NATS_ANY}: name the plain architecture instead, and a genotype for it")
-    if timm.is_model(name):
-        source = Source(name.removeprefix(VARIANT_PREFIX), tag)
-        default = DEFAULT_GENOTYPES.get(source.architecture) if name.startswith(VARIANT_PREFIX) else None
-        source = replace(source, genotype=None if default is None else find_genotype(default))
-    elif Path(model).exists() or "/" in model or model.startswith(HUB_PREFIX):
-        source = _folder_source(resolve_folder(model))
+    if timm.is_model(architecture):
+        network = NamedNetwork(architecture.removeprefix(VARIANT_PREFIX), tag)
+        if genotype is None and architecture.startswith(VARIANT_PREFIX):
+            genotype = DEFAULT_GENOTYPES.get(network.architecture)
+    elif Path(name).exists() or "/" in name or name.startswith(HUB_PREFIX):
+        network = _folder_network(ModelFolder.open(resolve_folder(name)))
     else:
-        raise NatsError(f"{model}: timm has no such model, and there is no such folder")
-    return source if genotype is None else replace(source, genotype=find_genotype(genotype))
+        raise NatsError(f"{name}: timm has no such model, and there is no such folder")
+    return network if genotype is None else replace(network, genotype=find_genotype(genotype))
 
 
-def find_nats_source(model: str, genotype: str | None = None) -> Source:
-    """As `find_source`, and a plain architecture takes on the default genotype of its variant.
+def find_nats_network(name: str, genotype: Genotype | Mapping | str | None = None) -> NamedNetwork:
+    """As `find_network`, and a plain architecture takes on the default genotype of its variant.
 
     Raises:
         NatsError: also where there is none.
     """
-    source = find_source(model, genotype)
-    if source.genotype is not None:
-        return source
-    if source.architecture not in DEFAULT_GENOTYPES:
-        raise NatsError(f"{model}: {source.architecture} has no default genotype, give one with --genotype")
-    return replace(source, genotype=find_genotype(DEFAULT_GENOTYPES[source.architecture]))
+    network = find_network(name, genotype)
+    if network.genotype is not None:
+        return network
+    if network.architecture not in DEFAULT_GENOTYPES:
+        raise NatsError(f"{name}: {network.architecture} has no default genotype, give one with --genotype")
+    return replace(network, genotype=find_genotype(DEFAULT_GENOTYPES[network.architecture]))
+
+
+def _folder_network(folder: ModelFolder) -> NamedNetwork:
+    arguments = {} if folder.kind == DETECTOR else dict(folder.config.get("model_args") or {})
+    arguments.pop("genotype", None)
+    name = folder.config.get("backbone" if folder.kind == DETECTOR else "architecture")
+    if name == NATS_ANY:
+        name = arguments.pop("architecture", None)
+    if not isinstance(name, str) or not timm.is_model(name.partition(".")[0]):
+        raise NatsError(f"{folder.config_path}: the architecture {short(name)} is unknown to timm and nats-zoo")
+    if folder.kind == BACKBONE and folder.genotype is not None:
+        check_backbone(folder)
+    name, tag = split_model_name_tag(name)
+    return NamedNetwork(name.removeprefix(VARIANT_PREFIX), tag, folder.genotype, arguments, folder.path)
 
 
 def genotype_name(genotype: Genotype) -> str:
@@ -175,81 +268,9 @@ def folder_name(folder: Path) -> str:
     return folder.resolve().name
 
 
-def weights_name(source: Source, weights: str) -> str:
-    """What to call the weights that `Source.create` is given."""
-    if weights == RANDOM:
-        return "random"
-    if weights == PRETRAINED:
-        cfg = timm.get_pretrained_cfg(source.registered)
-        return f"{source.architecture}.{cfg.tag}" if cfg is not None and cfg.tag else source.architecture
-    return folder_name(Path(weights)) if Path(weights).exists() else weights
-
-
-def create_backbone(source: Source, weights: str | None = None, with_classifier: bool = False) -> nn.Module:
-    """A network for deployment: its maps at strides 4, 8, 16 and 32, or the whole classifier.
-
-    Args:
-        source: what to build.
-        weights: as for `Source.create`; None: those of the source's folder.
-        with_classifier: the network that returns logits.
-
-    Raises:
-        NatsError: no weights are named, or what `Source.create` raises.
-    """
-    if weights is None and source.folder is None:
-        raise NatsError(f"weights: {source.label} is a name, expected pretrained, random, or a model's folder or file")
-    weights = weights or str(source.folder)
-    if with_classifier:
-        return source.create(weights)
-    return source.create(weights, features_only=True, out_indices=map_indices(source))
-
-
-def map_indices(source: Source) -> list[int]:
-    """timm's `out_indices` of the network's maps at strides 4, 8, 16 and 32, as far as it has them."""
-    return [index for index, stride in _map_strides(source).items() if stride in MAP_STRIDES]
-
-
-def stage_index(source: Source, stage: int) -> int:
-    """timm's `out_indices` entry of the map that stage 1, 2, 3 or 4 ends with, at stride 4, 8, 16 or 32.
-
-    Raises:
-        NatsError: no such map.
-    """
-    strides = _map_strides(source)
-    found = [index for index, stride in strides.items() if stride == 2 ** (stage + 1)]
-    if not found:
-        stages = sorted({stride.bit_length() - 2 for stride in strides.values()})
-        raise NatsError(f"stage: {source.name} has maps of the stages {stages}, not of {stage}")
-    return found[-1]
-
-
-def _map_strides(source: Source) -> dict[int, int]:
-    with torch.device("meta"):
-        info = source.create(features_only=True).feature_info
-    return dict(zip(info.out_indices, info.reduction(), strict=True))
-
-
-def _folder_source(folder: Path) -> Source:
-    config = read_config(folder)
-    is_detector = "framework" in config
-    arguments = {} if is_detector else dict(config.get("model_args") or {})
-    data = config_genotype(config)
-    arguments.pop("genotype", None)
-    name = config.get("backbone") if is_detector else config.get("architecture")
-    if name == NATS_ANY:
-        name = arguments.pop("architecture", None)
-    if not isinstance(name, str) or not timm.is_model(name.partition(".")[0]):
-        raise NatsError(f"{folder / CONFIG_NAME}: the architecture {short(name)} is unknown to timm and nats-zoo")
-    if data is not None and not is_detector:
-        check_backbone(folder)  # that its weights belong to its genotype
-    genotype = None if data is None else Genotype.from_dict(data, source=f"{folder / CONFIG_NAME}: genotype")
-    name, tag = split_model_name_tag(name)
-    return Source(name.removeprefix(VARIANT_PREFIX), tag, genotype, arguments, folder)
-
-
 @torch.no_grad()
 def wake_branches(model: nn.Module) -> None:
-    """Undo timm's zero-initialised last batch norms and tiny layer scales.
+    """Undo timm's zero-initialised last batch norms and tiny layer scales, in place.
 
     At random weights they switch every residual branch off.
     """

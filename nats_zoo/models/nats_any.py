@@ -53,7 +53,7 @@ _FEATURE_OPTIONS = ("features_only", "out_indices", "feature_cls", "feature_cfg"
 
 @register_model
 def nats_any(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """The timm network `architecture`, regrouped by `genotype`.
+    """Create the timm network `architecture`, regrouped by `genotype`.
 
     Args:
         pretrained: load timm's weights of the plain architecture, of the tag in `architecture` if it has one.
@@ -71,6 +71,10 @@ def nats_any(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         NatsError: an architecture that timm does not know.
         GenotypeError: no genotype, where none is published; one that does not fit, or that a downloaded config gives as
             a path.
+
+    Example:
+        >>> model = timm.create_model("nats_any", architecture="regnety_032", genotype="mine.json", pretrained=True)
+        >>> body = timm.create_model("nats_any", genotype="mine.json", features_only=True, out_indices=(1, 2, 3, 4))
     """
     is_saved = check_saved_args(kwargs)
     genotype, architecture, tag = _resolve(kwargs.pop("genotype", None), kwargs.pop("architecture", None))
@@ -87,7 +91,7 @@ def nats_any(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 def _resolve(genotype: Genotype | Mapping | str | os.PathLike | None, architecture: Any) -> tuple[Genotype, str, str]:
-    """The genotype, and its plain network's name and tag in timm; each of the two says what the other is."""
+    """Find the genotype, and its plain network's name and tag in timm; each of the two says what the other is."""
     if genotype is not None:
         genotype = find_genotype(genotype)
     if architecture is None:
@@ -116,7 +120,7 @@ def _split_architecture(architecture: Any) -> tuple[str, str]:
 
 
 def _own_cfg(cfg: Any) -> Any:
-    """A given pretrained cfg or tag; None for what timm's scripts find registered for this entry point: nothing."""
+    """Return a pretrained cfg or tag as given; None for what timm's scripts find for this entry point: nothing."""
     is_empty = isinstance(cfg, Mapping) and PretrainedCfg(**cfg) == PretrainedCfg(architecture=NATS_ANY)
     return None if is_empty else cfg
 
@@ -135,7 +139,7 @@ def _build_features(build: partial[nn.Module], genotype: Genotype) -> nn.Module:
 
 
 def _behind_transform(wrapper: Callable[..., nn.Module], genotype: Genotype) -> Callable[..., nn.Module]:
-    """What timm can call in a wrapper's place: transforms the network, then wraps it."""
+    """Make what timm can call in a wrapper's place: it transforms the network, then wraps it."""
 
     def wrap(model: nn.Module, **options: Any) -> nn.Module:
         return wrapper(transform(model, genotype), **options)

@@ -44,6 +44,11 @@ class NatsResNet(RecordsGenotype, ResNet):
 
     Attributes:
         genotype: the genotype it runs.
+
+    Example:
+        >>> model = timm.create_model("nats_resnet50.tv_in1k", pretrained=True, genotype="mine.json")
+        >>> type(model).__name__, model.genotype.architecture
+        ('NatsResNet', 'resnet50')
     """
 
     def __init__(
@@ -60,7 +65,7 @@ class NatsResNet(RecordsGenotype, ResNet):
 
 
 def _derive_cfgs(architecture: str) -> DefaultCfg:
-    """The plain architecture's pretrained cfgs under the same tags, `tv_in1k` first: first is timm's default."""
+    """Take the plain architecture's pretrained cfgs under the same tags, `tv_in1k` first: first is timm's default."""
     cfgs = {cfg.tag or "": replace(cfg, architecture=None) for cfg in get_arch_pretrained_cfgs(architecture).values()}
     tags = sorted(cfgs, key=lambda tag: tag != DEFAULT_TAG)
     return DefaultCfg(tags=deque(tags), cfgs=cfgs, is_pretrained=True)

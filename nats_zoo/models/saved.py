@@ -2,18 +2,15 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
 from ..base.errors import NatsError, short
-from ..base.names import CONFIG_NAME, VARIANT_PREFIX, WEIGHTS_NAME
+from ..base.names import VARIANT_PREFIX
 from ..folders.limits import on_meta
-from ..folders.model_folder import read_config
-from ..folders.weights_file import check_fingerprint, check_shapes
-from ..genotype.genotype import Genotype
+from ..folders.model_folder import ModelFolder
 from ..hub.client import resolve_folder
 from ..version import __version__
 
@@ -34,13 +31,18 @@ def from_pretrained(
 
     Raises:
         NatsError: no such folder or repository, weights of another genotype, or weights that do not fit the config.
+
+    Example:
+        >>> backbone = nats_zoo.from_pretrained("runs/backbone", features_only=True, out_indices=(1, 2, 3, 4))
+        >>> [features.shape[1] for features in backbone(torch.rand(1, 3, 224, 224))]
+        [256, 512, 1024, 2048]
     """
     folder = resolve_folder(source, revision, cache_dir=cache_dir)
-    check_backbone(folder)
+    check_backbone(ModelFolder.open(folder))
     return timm.create_model(f"local-dir:{folder}", pretrained=True, **kwargs)
 
 
-def check_backbone(folder: str | os.PathLike) -> None:
+def check_backbone(folder: ModelFolder) -> None:
     """Check that a folder rebuilds a backbone: its genotype is the weights', and its tensors fit the network.
 
     Reads the weights' header only.
@@ -48,22 +50,15 @@ def check_backbone(folder: str | os.PathLike) -> None:
     Raises:
         NatsError: naming the file, and the key, fingerprints or tensor.
     """
-    folder = Path(folder)
-    config = read_config(folder)
-    check_fingerprint(folder / WEIGHTS_NAME, config_genotype(config, folder / CONFIG_NAME))
-    weights = folder / WEIGHTS_NAME
-    with on_meta(str(folder / CONFIG_NAME)):
-        model = timm.create_model(f"local-dir:{folder}")
-    check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
-
-
-def config_genotype(config: Mapping, path: Path) -> Genotype:
-    architecture, args = config.get("architecture"), config.get("model_args")
-    genotype = args.get("genotype") if isinstance(args, Mapping) else None
+    path, architecture = folder.config_path, folder.config.get("architecture")
+    genotype = (folder.config.get("model_args") or {}).get("genotype")
     if not isinstance(genotype, Mapping):
         raise NatsError(f"{path}: model_args: expected a backbone's genotype as an object, found {short(genotype)}")
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise NatsError(f"{path}: architecture {short(architecture)} is unknown to nats-zoo {__version__} and timm")
     if not architecture.startswith(VARIANT_PREFIX):
         raise NatsError(f"{path}: architecture {architecture!r} runs no genotype, expected a {VARIANT_PREFIX}* one")
-    return Genotype.from_dict(genotype, source=f"{path}: model_args: genotype")
+    folder.check()
+    with on_meta(str(path)):
+        model = timm.create_model(f"local-dir:{folder.path}")
+    folder.weights.check_shapes({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import timm
 
 from ..base.names import VARIANT_PREFIX
-from ..base.text import align_columns
+from ..base.text import text_table
 from ..folders.find_genotype import find_genotype
 from ..genotype.catalogue import DEFAULT_GENOTYPES
 from ..genotype.genotype import Genotype
@@ -51,13 +51,24 @@ class Entry(NamedTuple):
 
 
 def list_zoo() -> list[Entry]:
-    """The registered variants, in timm's order; the ones without a default genotype come last."""
-    entries = [_entry(variant) for variant in timm.list_models(f"{VARIANT_PREFIX}*")]
+    """List the registered variants, in timm's order; the ones without a default genotype come last.
+
+    Example:
+        >>> [entry.variant for entry in list_zoo()][:2]
+        ['nats_resnet18', 'nats_resnet34']
+    """
+    entries = []
+    for variant in timm.list_models(f"{VARIANT_PREFIX}*"):
+        name = DEFAULT_GENOTYPES.get(variant.removeprefix(VARIANT_PREFIX))
+        tags = [name.partition(".")[2] for name in timm.list_models(variant, pretrained=True)]
+        cfg = timm.get_pretrained_cfg(variant, allow_unregistered=True)
+        tags.sort(key=lambda tag, default=cfg and cfg.tag: tag != default)
+        entries.append(Entry(variant, name, None if name is None else find_genotype(name), tuple(tags)))
     return sorted(entries, key=lambda entry: entry.genotype is None)
 
 
 def zoo_table(entries: Sequence[Entry]) -> str:
-    """Variants, genotypes and tags as text of at most 120 columns."""
+    """Show variants, genotypes and tags as text of at most 120 columns."""
     rows = [["variant", "default genotype", "changed", "how it was found"]]
     for entry in entries:
         if entry.genotype is None:
@@ -68,23 +79,11 @@ def zoo_table(entries: Sequence[Entry]) -> str:
     tags = [[entry.variant, ", ".join(entry.tags)] for entry in entries if entry.tags]
     return "\n".join(
         [
-            *align_columns(rows),
+            *text_table(rows, wrapped=True),
             "",
             "changed: share of the output channels in the genotype's convolutions whose dilation is not 1x1.",
             "",
             "Tags of pretrained weights: timm's, of the plain network; the default comes first.",
-            *align_columns(tags),
+            *text_table(tags, wrapped=True),
         ]
     )
-
-
-def _entry(variant: str) -> Entry:
-    name = DEFAULT_GENOTYPES.get(variant.removeprefix(VARIANT_PREFIX))
-    genotype = None if name is None else find_genotype(name)
-    return Entry(variant, name, genotype, _tags(variant))
-
-
-def _tags(variant: str) -> tuple[str, ...]:
-    tags = [name.partition(".")[2] for name in timm.list_models(variant, pretrained=True)]
-    default = timm.get_pretrained_cfg(variant, allow_unregistered=True)
-    return tuple(sorted(tags, key=lambda tag: default is None or tag != default.tag))

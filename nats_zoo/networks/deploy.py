@@ -22,7 +22,7 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d  # what timm.layers.freeze_batch_norm_2d puts in
 
-from ..genotype.runs import runs_from_channels
+from ..genotype.runs import Runs
 from .deployed_conv import DeployedConv2d, sort_key
 from .regrouped_conv import RegroupedConv2d
 
@@ -173,13 +173,9 @@ def _dilation_order(conv: nn.Module) -> list[int] | None:
     """Output channels as `DeployedConv2d` computes them, dilation by dilation; None if they lie so already."""
     if not isinstance(conv, RegroupedConv2d):
         return None
-    dilations = _channel_dilations(conv)
+    dilations = conv.runs.per_channel()
     order = sorted(range(len(dilations)), key=lambda c: sort_key(dilations[c]))  # stable: groups stay whole
     return None if order == list(range(len(order))) else order
-
-
-def _channel_dilations(conv: RegroupedConv2d) -> list[tuple[int, int]]:
-    return [run.dilation for run in conv.runs for _ in range(run.channels)]
 
 
 def _matching_inputs(conv: nn.Conv2d, order: Sequence[int] | None) -> list[int] | None:
@@ -197,7 +193,7 @@ def _permute_outputs(block: nn.Module, conv_name: str, norm_name: str, order: Se
         return
     conv, norm = getattr(block, conv_name), getattr(block, norm_name)
     weight, bias = _kernel(conv)
-    dilations = [_channel_dilations(conv)[c] for c in order] if isinstance(conv, RegroupedConv2d) else None
+    dilations = [conv.runs.per_channel()[c] for c in order] if isinstance(conv, RegroupedConv2d) else None
     setattr(block, conv_name, _rebuild(conv, weight[order], None if bias is None else bias[order], dilations))
     for tensor in chain(norm.parameters(), norm.buffers()):
         if tensor.ndim:  # num_batches_tracked has no channels
@@ -269,7 +265,7 @@ def _rebuild(
     shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     options: dict[str, Any] = dict(groups=conv.groups, bias=bias is not None, device="meta")
     if isinstance(conv, RegroupedConv2d):
-        options["runs"] = conv.runs if dilations is None else runs_from_channels(dilations)
+        options["runs"] = conv.runs if dilations is None else Runs.of(dilations)
     rebuilt = type(conv)(*shape, **options)
     if isinstance(conv, RegroupedConv2d):
         rebuilt.shares_columns = conv.shares_columns

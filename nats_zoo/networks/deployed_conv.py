@@ -22,7 +22,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..genotype.runs import Dilation, Run
+from ..genotype.runs import Dilation, Runs
 from .geometry import Geometry, argsort, split_channels
 
 # How many channels oneDNN computes at a time: the float32 lanes of AVX-512.
@@ -62,14 +62,14 @@ class DeployedConv2d(nn.Module):
         self,
         weight: Tensor,
         bias: Tensor | None,
-        runs: Sequence[Run],
+        runs: Sequence[Sequence[int]],
         stride: tuple[int, int],
         padding: tuple[int, int],
         dilation: tuple[int, int],
         share_columns: bool = True,
     ):
         super().__init__()
-        self.runs = tuple(runs)
+        self.runs = Runs(runs)
         geometry = Geometry((weight.shape[2], weight.shape[3]), stride, padding, dilation)
         parts = _parts(self.runs)
         groups = list(_share_columns(parts, geometry)) if share_columns else [[part] for part in parts]
@@ -91,7 +91,9 @@ class DeployedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pieces: list[Tensor] = []
         for i, step in enumerate(self.steps):
-            pieces.extend(split_channels(self.act(step(x)), self._sizes[i]))
+            output = self.act(step(x))
+            # A split's piece, a view, is never handed out: timm's BasicBlock adds the shortcut to it in place.
+            pieces.extend(split_channels(output, self._sizes[i]) if len(self._sizes[i]) > 1 else [output])
         return pieces[0] if len(pieces) == 1 else torch.cat([pieces[i] for i in self._order], 1)
 
     def extra_repr(self) -> str:
@@ -213,14 +215,10 @@ def sort_key(dilation: Dilation) -> tuple[int, int]:
     return dilation[1], dilation[0]
 
 
-def _parts(runs: Sequence[Run]) -> list[_Part]:
+def _parts(runs: Runs) -> list[_Part]:
     """The channels of each dilation, in the order of `sort_key`."""
-    channels: dict[Dilation, list[int]] = {}
-    start = 0
-    for run in runs:
-        channels.setdefault(run.dilation, []).extend(range(start, start + run.channels))
-        start += run.channels
-    return [_Part(dilation, channels[dilation]) for dilation in sorted(channels, key=sort_key)]
+    own = runs.per_channel()
+    return [_Part(d, [c for c, found in enumerate(own) if found == d]) for d in sorted(set(own), key=sort_key)]
 
 
 def _share_columns(parts: list[_Part], geometry: Geometry) -> Iterator[list[_Part]]:

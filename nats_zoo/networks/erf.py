@@ -17,7 +17,7 @@ from ..base.errors import NatsError
 from .transform import to_plain
 
 SHARE = 0.9  # of |gradient| inside the circle
-MOST_AT_BORDER = 0.01  # measured: with less there, a larger image moves the radius by less than a hundredth
+MAX_AT_BORDER = 0.01  # measured: with less there, a larger image moves the radius by less than a hundredth
 
 _KEPT = (  # what torch keeps beside its activations and is none
     nn.MultiheadAttention,
@@ -63,7 +63,7 @@ class ErfExtent(NamedTuple):
     @property
     def is_cut(self) -> bool:
         """Whether the image was too small for the field, so that the other figures are too small as well."""
-        return self.border > MOST_AT_BORDER
+        return self.border > MAX_AT_BORDER
 
     def __str__(self) -> str:
         at_least, cut = ("at least ", " (cut by the border: a larger image shows more)") if self.is_cut else ("", "")

@@ -30,9 +30,9 @@ Format = Literal["onnx", "torch", "torchscript"]
 INPUT_NAME = "images"
 INFO_NAME = "nats_zoo.json"  # the file inside a torch program that holds what `describe` says
 SMALLEST_SIDE = 64  # pixels: two cells of a map of stride 32, for a map of one row is a special case to torch
-MOST_IMAGES = 2**31 - 1  # of a batch; some versions of torch ask for a limit
+MAX_IMAGES = 2**31 - 1  # of a batch; some versions of torch ask for a limit
 COARSE_STEP = 32  # pixels: the stride of the last map
-MOST_ONNX_BYTES = 2**31 - 2**20  # protobuf's limit for one file, and room for the graph
+MAX_ONNX_BYTES = 2**31 - 2**20  # protobuf's limit for one file, and room for the graph
 TOLERANCE = 1e-4  # largest difference from the network's own output, relative to its largest value
 ONNX_TORCH = "2.7"  # the first whose exporter works with the onnxscript of today
 EXTRA = "pip install 'nats-zoo[export]'"
@@ -212,7 +212,7 @@ def _write_onnx(
     model: nn.Module, images: Tensor, path: Path, dynamic: bool, opset: int | None
 ) -> tuple[Runner | None, int | None]:
     weight = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    if weight > MOST_ONNX_BYTES:
+    if weight > MAX_ONNX_BYTES:
         raise NatsError(f"{weight / 2**30:.1f} GiB of weights do not fit into one ONNX file, expected less than 2")
     with _exporter_errors("onnx"):
         program, step = _trace_program(model, images, dynamic)
@@ -276,7 +276,7 @@ def _dynamic_shapes(step: int) -> tuple[dict[int, Any]]:
         dim(name, min=SMALLEST_SIDE) if step == 1 else step * dim(f"{name}_{step}", min=SMALLEST_SIDE // step)
         for name in ("height", "width")
     )
-    return ({0: dim("batch", min=1, max=MOST_IMAGES), 2: height, 3: width},)
+    return ({0: dim("batch", min=1, max=MAX_IMAGES), 2: height, 3: width},)
 
 
 def _write_trace(model: nn.Module, images: Tensor, path: Path, dynamic: bool, opset: int | None) -> tuple[Runner, int]:

@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
+from torch import nn
 
-from ..base.errors import GenotypeError, short
+from ..base.errors import GenotypeError
 from ..base.files import read_json
-from ..genotype.genotype import MAX_FILE_BYTES, Genotype, method_of_networks, read_items, read_run
-from ..genotype.runs import Run
+from ..base.reading import Reader
+from ..genotype.genotype import MAX_FILE_BYTES, Genotype, method_of_networks, read_run
+from ..genotype.runs import Runs
+from .timm_network import meta_network
 
 
 @method_of_networks
@@ -30,31 +31,28 @@ def from_ic_conv(path: str | os.PathLike, architecture: str) -> Genotype:
 
 def _stage_convs_3x3(architecture: str, source: str) -> dict[str, tuple[int, int]]:
     """Output channels and cardinality groups of a timm network's 3x3 convolutions, in network order, without stem."""
-    if not timm.is_model(architecture):
-        raise GenotypeError(f"{source}: {architecture!r} is no timm model")
-    with torch.device("meta"):
-        model = timm.create_model(architecture)
+    model = meta_network(architecture, what=source, error=GenotypeError)
     stages = tuple(info["module"] for info in model.feature_info[1:])
     return {
         name: (module.out_channels, module.groups)
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3) and name.startswith(stages)
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and name.startswith(stages)
     }
 
 
-def _runs(pattern: Any, name: str, out_channels: int, groups: int, source: str) -> tuple[Run, ...]:
-    runs = []
-    for key, channels in read_items(pattern, f"the pattern of {name}", source):
+def _runs(pattern: Any, name: str, out_channels: int, groups: int, source: str) -> Runs:
+    found, read = [], Reader(source, GenotypeError)
+    for key, channels in read.object(pattern, f"the pattern of {name}").items():
         extra = re.fullmatch(r"\(([0-9]{1,3}), ?([0-9]{1,3})\)", key)
         if not extra:
-            raise GenotypeError(f"{source}: {name}: expected keys like '(0, 1)', found {short(key)}")
+            raise read.wrong(name, "keys like '(0, 1)'", key)
         if type(channels) is int and channels == 0:
             continue  # the published files list every pattern, used or not
-        runs.append(read_run([channels, int(extra[1]) + 1, int(extra[2]) + 1], name, source))
-    total = sum(run.channels for run in runs)
-    if total == groups > 1:
-        return tuple(run._replace(channels=run.channels * out_channels // groups) for run in runs)
-    if total != out_channels:
+        found.append(read_run(read, [channels, int(extra[1]) + 1, int(extra[2]) + 1], name))
+    runs = Runs(found)
+    if runs.channels == groups > 1:
+        return Runs(run._replace(channels=run.channels * out_channels // groups) for run in runs)
+    if runs.channels != out_channels:
         expected = f"{out_channels} channels" if groups == 1 else f"{out_channels} channels or {groups} groups"
-        raise GenotypeError(f"{source}: {name}: its pattern adds up to {total}, expected {expected}")
-    return tuple(runs)
+        raise GenotypeError(f"{source}: {name}: its pattern adds up to {runs.channels}, expected {expected}")
+    return runs

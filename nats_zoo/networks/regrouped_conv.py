@@ -12,7 +12,7 @@ from timm.layers import Conv2dSame, get_same_padding, register_notrace_module
 from torch import Tensor, nn
 
 from ..base.errors import GenotypeError
-from ..genotype.runs import Dilation, Run
+from ..genotype.runs import Dilation, Runs
 from .geometry import Geometry, argsort, halved, split_channels
 
 
@@ -22,7 +22,7 @@ class _Branch(NamedTuple):
     pieces: list[int]  # which runs, neighbours of one dilation counted as one
     channels: list[int]  # output channels of each of them
     padding: tuple[int, int]
-    dilation: Dilation
+    dilation: tuple[int, int]  # the convolution's own times the runs'
     groups: int
 
 
@@ -79,11 +79,11 @@ class RegroupedConv2d(nn.Conv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device=device, dtype=dtype
         )
-        self.runs = tuple(Run(*run) for run in runs)
+        self.runs = Runs(runs)
         self.gains = tuple(gains) if gains is not None and any(gain != 1.0 for gain in gains) else None
         _check_runs(self, self.runs, name)
         _check_gains(gains, self.runs, name)
-        pieces = _merge_neighbours(self.runs)
+        pieces = self.runs.merged()
         self._branches = _plan_branches(self, pieces, name)
         self._sizes = [piece.channels for piece in pieces]
         self._in_sizes = [n * self.in_channels // self.out_channels for n in self._sizes] if groups > 1 else []
@@ -200,10 +200,7 @@ class RegroupedConv2d(nn.Conv2d):
         return F.conv2d(x, weight, bias, self.stride, branch.padding, branch.dilation, branch.groups)
 
     def extra_repr(self) -> str:
-        counts: dict[Dilation, int] = {}
-        for run in self.runs:
-            counts[run.dilation] = counts.get(run.dilation, 0) + run.channels
-        return super().extra_repr() + ", dilations=" + str({f"{h}x{w}": n for (h, w), n in counts.items()})
+        return f"{super().extra_repr()}, dilations={ {str(d): n for d, n in self.runs.counts().items()} }"
 
 
 @register_notrace_module  # its padding depends on the input's size, which fx can not follow
@@ -257,12 +254,11 @@ def _explicit_padding(conv: nn.Conv2d, name: str) -> tuple[int, int]:
     return (0, 0) if isinstance(conv.padding, str) else conv.padding
 
 
-def _check_runs(conv: nn.Conv2d, runs: tuple[Run, ...], name: str) -> None:
+def _check_runs(conv: nn.Conv2d, runs: Runs, name: str) -> None:
     if any(min(run) < 1 for run in runs):
         raise GenotypeError(f"{name}: channels and dilations of a run must be positive")
-    total = sum(run.channels for run in runs)
-    if total != conv.out_channels:
-        raise GenotypeError(f"{name}: its runs add up to {total} channels, expected {conv.out_channels}")
+    if runs.channels != conv.out_channels:
+        raise GenotypeError(f"{name}: its runs add up to {runs.channels} channels, expected {conv.out_channels}")
     per_group = conv.out_channels // conv.groups
     stop = 0
     for run in runs:
@@ -273,28 +269,17 @@ def _check_runs(conv: nn.Conv2d, runs: tuple[Run, ...], name: str) -> None:
             )
 
 
-def _check_gains(gains: Sequence[float] | None, runs: tuple[Run, ...], name: str) -> None:
+def _check_gains(gains: Sequence[float] | None, runs: Runs, name: str) -> None:
     if gains is not None and len(gains) != len(runs):
         raise GenotypeError(f"{name}: {len(gains)} gains for {len(runs)} runs, expected one per run")
 
 
-def _merge_neighbours(runs: Sequence[Run]) -> list[Run]:
-    """The same channels' dilations with neighbouring runs of one dilation as one."""
-    merged: list[Run] = []
-    for run in runs:
-        if merged and merged[-1].dilation == run.dilation:
-            merged[-1] = merged[-1]._replace(channels=merged[-1].channels + run.channels)
-        else:
-            merged.append(run)
-    return merged
-
-
-def _plan_branches(conv: RegroupedConv2d, pieces: list[Run], name: str) -> list[_Branch]:
+def _plan_branches(conv: RegroupedConv2d, pieces: Runs, name: str) -> list[_Branch]:
     dilations = dict.fromkeys(piece.dilation for piece in pieces)  # in order of appearance
     return [_plan_branch(conv, dilation, pieces, name) for dilation in dilations]
 
 
-def _plan_branch(conv: RegroupedConv2d, dilation: Dilation, pieces: list[Run], name: str) -> _Branch:
+def _plan_branch(conv: RegroupedConv2d, dilation: Dilation, pieces: Runs, name: str) -> _Branch:
     geometry = Geometry(conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     own = [index for index, piece in enumerate(pieces) if piece.dilation == dilation]
     channels = [pieces[index].channels for index in own]

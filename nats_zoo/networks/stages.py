@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
 from ..base.errors import GenotypeError
+from ..genotype.genotype import Genotype
 from .regrouped_conv import can_regroup
+from .timm_network import meta_network
 from .transform import refuse_foreign_hooks
 
 PROBE_SIZE = 256  # pixels: a multiple of 32, so that every stage's map divides it
@@ -147,3 +150,33 @@ def _probe_images(model: nn.Module) -> Tensor:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     size = cfg["input_size"][1:] if cfg.get("fixed_input_size") else (PROBE_SIZE, PROBE_SIZE)
     return torch.empty(1, conv.in_channels, *size, dtype=conv.weight.dtype, device="meta")
+
+
+def split_stage(conv: str) -> tuple[str, str]:
+    """`layer2.0.conv2` -> (`layer2`, `0.conv2`): a stage's name ends with the first part that ends with a digit."""
+    parts = conv.split(".")
+    end = next((i for i, part in enumerate(parts[:-1], start=1) if part[-1:].isdigit()), 0)
+    return ".".join(parts[:end]), ".".join(parts[end:])
+
+
+def genotype_stages(genotype: Genotype) -> dict[str, list[str]]:
+    """The genotype's convolutions by the title of their stage, both in order of appearance.
+
+    Stages are read off the convolutions' names (`layer2`, `s2`, `blocks.2`); where those tell none (VGG's
+    `features.5`), they are timm's.
+    """
+    titles = {conv: split_stage(conv)[0] for conv in genotype.convs}
+    if not any(titles.values()):
+        titles |= _timm_stages(genotype)
+    stages: dict[str, list[str]] = {}
+    for conv, title in titles.items():
+        stages.setdefault(title, []).append(conv)
+    return stages
+
+
+def _timm_stages(genotype: Genotype) -> dict[str, str]:
+    """Stages of the genotype's convolutions in timm's network; none if timm has no such network."""
+    if not timm.is_model(genotype.architecture):
+        return {}
+    stages = searchable_convs(meta_network(genotype.architecture))
+    return {conv: f"stage {stage}" for stage, convs in stages.items() for conv in convs if conv in genotype.convs}

@@ -4,16 +4,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import timm
-import torch
 from torch import nn
 
 from ..base.errors import GenotypeError
-from ..base.names import VARIANT_PREFIX
 from ..genotype.genotype import Genotype, method_of_networks
-from ..genotype.runs import PLAIN, Dilation, Run, runs_from_channels
+from ..genotype.runs import PLAIN, Runs
 from ..version import __version__
 from .stages import searchable_convs
+from .timm_network import meta_network
 from .transform import architecture_of, transform
 
 METHOD = "transfer"  # provenance's `method` of what comes out
@@ -30,8 +28,8 @@ class _Conv(NamedTuple):
 @method_of_networks
 def transfer(genotype: Genotype, architecture: str) -> Genotype:
     """See `Genotype.transfer`."""
-    source = _plain_network(genotype.architecture, genotype.source)
-    target = _plain_network(architecture, genotype.source)
+    source = meta_network(genotype.architecture, what=genotype.source, error=GenotypeError)
+    target = meta_network(architecture, what=genotype.source, error=GenotypeError)
     source_stages, target_stages = _blocks(source), _blocks(target)
     transform(source, genotype)  # raises what does not fit
     name = architecture_of(target) or architecture
@@ -39,7 +37,7 @@ def transfer(genotype: Genotype, architecture: str) -> Genotype:
         return genotype
     if not target_stages:
         raise GenotypeError(f"{genotype.source}: {name} has no convolution that can be regrouped")
-    convs: dict[str, tuple[Run, ...]] = {}
+    convs: dict[str, Runs] = {}
     for stage, blocks in target_stages.items():
         convs |= _transfer_stage(genotype, source_stages.get(stage, []), blocks)
     used = {conv.name for blocks in source_stages.values() for block in blocks for conv in block}
@@ -47,15 +45,6 @@ def transfer(genotype: Genotype, architecture: str) -> Genotype:
     transferred = Genotype(name, convs, provenance=provenance, source=f"{genotype.source} transferred to {name}")
     transform(target, transferred)  # raises what this network refuses
     return transferred
-
-
-def _plain_network(architecture: str, source: str) -> nn.Module:
-    """timm's network on the meta device; a tag and the prefix of a variant are left out."""
-    name = architecture.partition(".")[0].removeprefix(VARIANT_PREFIX) if isinstance(architecture, str) else ""
-    if not timm.is_model(name):
-        raise GenotypeError(f"{source}: {architecture!r} is no timm model")
-    with torch.device("meta"):
-        return timm.create_model(name)
 
 
 def _blocks(model: nn.Module) -> dict[int, list[list[_Conv]]]:
@@ -71,29 +60,16 @@ def _blocks(model: nn.Module) -> dict[int, list[list[_Conv]]]:
     return stages
 
 
-def _transfer_stage(
-    genotype: Genotype, sources: list[list[_Conv]], targets: list[list[_Conv]]
-) -> dict[str, tuple[Run, ...]]:
+def _transfer_stage(genotype: Genotype, sources: list[list[_Conv]], targets: list[list[_Conv]]) -> dict[str, Runs]:
     convs = {}
     for target_block, source_block in _paired(targets, sources):
         for target, source in _paired(target_block, source_block):
-            runs = _transfer_conv(_dilations(genotype, source), target)
-            if any(run.dilation != PLAIN for run in runs):
-                convs[target.name] = runs
+            if source.name in genotype.convs:
+                units = _paired(range(target.units), genotype.convs[source.name].per_channel())
+                runs = Runs.of((dilation for _, dilation in units), each=target.channels // target.units)
+                if set(runs.counts()) != {PLAIN}:
+                    convs[target.name] = runs
     return convs
-
-
-def _transfer_conv(dilations: list[Dilation], target: _Conv) -> tuple[Run, ...]:
-    per_unit = target.channels // target.units
-    return runs_from_channels(
-        dilation for _, dilation in _paired(range(target.units), dilations) for _ in range(per_unit)
-    )
-
-
-def _dilations(genotype: Genotype, conv: _Conv) -> list[Dilation]:
-    """The dilation of each output channel."""
-    runs = genotype.convs.get(conv.name, (Run(conv.channels, *PLAIN),))
-    return [run.dilation for run in runs for _ in range(run.channels)]
 
 
 def _paired(targets: Sequence[Item], sources: Sequence[Any]) -> Iterable[tuple[Item, Any]]:

@@ -5,11 +5,8 @@ import os
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
-import timm
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
@@ -17,12 +14,11 @@ from matplotlib.patches import Patch
 
 from ..genotype.genotype import Genotype
 from ..genotype.provenance import origin
-from ..genotype.runs import PLAIN, Dilation
-from ..networks.stages import searchable_convs
+from ..genotype.runs import KINDS, PLAIN, Dilation
+from ..networks.stages import genotype_stages, split_stage
 from .style import BARS_WIDTH, NARROWEST_BAR, WIDEST_BAR, save_png
 
 LEGEND_ROWS = 16
-KINDS = ("plain", "isotropic", "wide", "tall")
 # Light to dark. Grey, green, blue and orange stay apart for the common kinds of colour blindness.
 PLAIN_COLOUR = "#d9d9d9"
 ISOTROPIC_RAMP = LinearSegmentedColormap.from_list("isotropic", ["#8fd48a", "#2f9e55", "#00301c"])
@@ -54,12 +50,6 @@ def genotype_chart(genotype: Genotype, path: str | os.PathLike) -> None:
     save_png(figure, path)
 
 
-def dilation_name(dilation: Dilation) -> str:
-    """What pictures call a dilation: `1`, `2`, `3` when it is isotropic, else height×width, such as `1×3`."""
-    height, width = dilation
-    return str(height) if height == width else f"{height}×{width}"
-
-
 def dilation_colour(dilation: Dilation) -> str:
     """The colour of a dilation, the same in every picture, as `#rrggbb`.
 
@@ -77,17 +67,9 @@ def dilation_colour(dilation: Dilation) -> str:
     return to_hex(directed + (isotropic - directed) * (low - 1) / (high - 1))
 
 
-def dilation_kind(dilation: Dilation) -> Literal["plain", "isotropic", "wide", "tall"]:
-    """What a dilation does to a kernel: nothing, or it widens it equally, or along one axis more than the other."""
-    height, width = dilation
-    if height == width:
-        return "plain" if dilation == PLAIN else "isotropic"
-    return "wide" if width > height else "tall"
-
-
 def _stacking_order(dilation: Dilation) -> tuple[int, Dilation]:
     """Kind by kind, each by size."""
-    return KINDS.index(dilation_kind(dilation)), dilation
+    return KINDS.index(dilation.kind()), dilation
 
 
 def dilation_hatch(dilation: Dilation) -> str | None:
@@ -97,37 +79,6 @@ def dilation_hatch(dilation: Dilation) -> str | None:
     """
     low, high = sorted(dilation)
     return None if low in (1, high) else "////" if low == 2 else "xxxx"
-
-
-def _split_stage(conv: str) -> tuple[str, str]:
-    """`layer2.0.conv2` -> (`layer2`, `0.conv2`): a stage's name ends with the first part that ends with a digit."""
-    parts = conv.split(".")
-    end = next((i for i, part in enumerate(parts[:-1], start=1) if part[-1:].isdigit()), 0)
-    return ".".join(parts[:end]), ".".join(parts[end:])
-
-
-def genotype_stages(genotype: Genotype) -> dict[str, list[str]]:
-    """The genotype's convolutions by the title of their stage, both in order of appearance.
-
-    Stages are read off the convolutions' names (`layer2`, `s2`, `blocks.2`); where those tell none (VGG's
-    `features.5`), they are timm's.
-    """
-    titles = {conv: _split_stage(conv)[0] for conv in genotype.convs}
-    if not any(titles.values()):
-        titles |= _timm_stages(genotype)
-    stages: dict[str, list[str]] = {}
-    for conv, title in titles.items():
-        stages.setdefault(title, []).append(conv)
-    return stages
-
-
-def _timm_stages(genotype: Genotype) -> dict[str, str]:
-    """Stages of the genotype's convolutions in timm's network; none if timm has no such network."""
-    if not timm.is_model(genotype.architecture):
-        return {}
-    with torch.device("meta"):
-        stages = searchable_convs(timm.create_model(genotype.architecture))
-    return {conv: f"stage {stage}" for stage, convs in stages.items() for conv in convs if conv in genotype.convs}
 
 
 def _bar_places(stages: Mapping[str, Sequence[str]]) -> dict[str, float]:
@@ -144,10 +95,8 @@ def _bar_places(stages: Mapping[str, Sequence[str]]) -> dict[str, float]:
 
 def _overall_shares(genotype: Genotype) -> dict[Dilation, float]:
     """Share of each dilation among the channels of all named convolutions, in the order of the stacks."""
-    counts: dict[Dilation, int] = {}
-    for run in (run for runs in genotype.convs.values() for run in runs):
-        counts[run.dilation] = counts.get(run.dilation, 0) + run.channels
-    return {dilation: counts[dilation] / sum(counts.values()) for dilation in sorted(counts, key=_stacking_order)}
+    counts = genotype.all_runs().counts()
+    return {dilation: counts[dilation] / counts.total() for dilation in sorted(counts, key=_stacking_order)}
 
 
 def _genotype_title(genotype: Genotype, max_length: int) -> str:
@@ -200,7 +149,7 @@ def _label_bars(axes: Axes, stages: Mapping[str, Sequence[str]], places: Mapping
 
 
 def _name_in_stage(conv: str, stages: Mapping[str, Sequence[str]]) -> str:
-    stage, name = _split_stage(conv)
+    stage, name = split_stage(conv)
     return name if stage in stages else conv
 
 
@@ -238,7 +187,7 @@ def _add_dilation_legend(axes: Axes, overall: Mapping[Dilation, float]) -> None:
             hatch=dilation_hatch(d),
             edgecolor="white",
             linewidth=0,
-            label=f"{dilation_name(d)}  ({overall[d]:.0%})",
+            label=f"{d.name()}  ({overall[d]:.0%})",
         )
         for d in overall
     ]

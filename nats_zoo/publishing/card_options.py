@@ -1,7 +1,7 @@
 """What only the publisher knows of a model, put into its card: licences, the data set's and the base model's names."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import cast
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -10,8 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError
 
 from ..base.errors import NatsError, one_line
-from ..base.text import table_row
-from .card import OF_DATA, OF_MODEL, OF_WEIGHTS
+from .card import LICENCES, Licences
 
 OTHER = "other"
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # the Hub's names of licences, and what it allows for others'
@@ -60,14 +59,14 @@ class CardOptions:
         return any(getattr(self, field.name) is not None for field in fields(self))
 
     def fill(self, card: str, source: str) -> str:
-        """A card with these statements, in its metadata and in its table of licences.
+        """Put these statements into a card: into its metadata, and into its section on licences, which is made anew.
 
         Args:
-            card: the text of one that nats-zoo wrote.
+            card: the text of one that nats-zoo wrote; what else was written into it by hand stays.
             source: what error messages call it.
 
         Raises:
-            NatsError: metadata that can not be read, or no such table.
+            NatsError: metadata that can not be read, or no such section.
         """
         if not self:
             return card
@@ -75,12 +74,30 @@ class CardOptions:
             parsed = ModelCard(card)
         except (ValueError, TypeError, YAMLError) as error:
             raise NatsError(f"{source}: the metadata at its head can not be read: {one_line(error)}") from error
-        self._fill_metadata(parsed)
-        parsed.text = self._fill_table(parsed.text, source)
+        data = cast(ModelCardData, parsed.data)  # the class of any ModelCard's
+        before, heading, rest = parsed.text.partition(Licences.HEADING)
+        section, end, behind = rest.partition("\n## ")
+        licences = Licences.of_card(data, section) if heading else None
+        if licences is None:
+            expected = "expected the card that nats-zoo wrote"
+            raise NatsError(f"{source}: has no line '| {Licences.ROWS[0]} | ... |' to fill in, {expected}")
+        licences = self._filled(licences)
+        self._fill_metadata(data, licences)
+        parsed.text = f"{before}{licences.section()}\n{end}{behind}"
         return str(parsed)
 
-    def _fill_metadata(self, card: ModelCard) -> None:
-        data = cast(ModelCardData, card.data)  # the class of any ModelCard's
+    def _filled(self, licences: Licences) -> Licences:
+        model = f"[{self.license_name}]({self.license_link})" if self.license_name else self.license
+        stated = {
+            "model": model,
+            "data": self.data_license,
+            "dataset": self.dataset,
+            "weights": self.weights_license,
+            "base": self.base_model,
+        }
+        return replace(licences, **{name: text for name, text in stated.items() if text is not None})
+
+    def _fill_metadata(self, data: ModelCardData, licences: Licences) -> None:
         if self.license is not None:
             data.license, data.license_name, data.license_link = self.license, self.license_name, self.license_link
         if self.base_model is not None:
@@ -89,41 +106,8 @@ class CardOptions:
             data.datasets = [self.dataset]
             for result in data.eval_results or ():
                 result.dataset_type = self.dataset
-
-    def _fill_table(self, text: str, source: str) -> str:
-        if self.license is not None:
-            stated = f"[{self.license_name}]({self.license_link})" if self.license_name else self.license
-            text = _with_row(text, OF_MODEL, stated, source)
-        if self.data_license is not None or self.dataset is not None:
-            found = _row(text, OF_DATA, source)
-            name = f" ({self.dataset})" if self.dataset else _in_brackets(found)
-            text = _with_row(text, OF_DATA, f"{self.data_license or _before_brackets(found)}{name}", source)
-        if self.weights_license is not None or self.base_model is not None:
-            found = _row(text, OF_WEIGHTS, source)
-            name = f" ({self.base_model})" if self.base_model else _in_brackets(found)
-            text = _with_row(text, OF_WEIGHTS, f"{self.weights_license or _before_brackets(found)}{name}", source)
-        return text
-
-
-def _row(text: str, label: str, source: str) -> str:
-    """What the table of licences says of something."""
-    found = re.search(rf"^\| {label} \| (.*) \|$", text, re.MULTILINE)
-    if found is None:
-        raise NatsError(f"{source}: has no line '| {label} | ... |' to fill in, expected the card that nats-zoo wrote")
-    return found[1]
-
-
-def _with_row(text: str, label: str, value: str, source: str) -> str:
-    before = f"| {label} | {_row(text, label, source)} |"
-    return text.replace(before, table_row(label, value), 1)
-
-
-def _in_brackets(cell: str) -> str:
-    return cell[cell.index(" (") :] if " (" in cell else ""
-
-
-def _before_brackets(cell: str) -> str:
-    return cell.partition(" (")[0]
+        kept = data.get("nats_zoo")
+        data["nats_zoo"] = {**(kept if isinstance(kept, dict) else {}), LICENCES: asdict(licences)}
 
 
 def _check_identifier(option: str, value: str | None) -> None:

@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import ModelInfo
 
 from ..base.errors import NatsError
+from ..base.text import text_table
 from ..hub.client import usable_token
 from ..hub.errors import LIBRARY, hub_errors
 from .card import KINDS, TAG
@@ -44,12 +45,12 @@ class Repository:
     last_modified: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Give plain data for JSON."""
         return asdict(self)
 
 
 def list_collection(owner: str, token: str | None = None) -> list[Repository]:
-    """The zoo's repositories of an organisation or user, by name.
+    """List the zoo's repositories of an organisation or user, by name.
 
     Args:
         owner: the organisation or user.
@@ -57,6 +58,9 @@ def list_collection(owner: str, token: str | None = None) -> list[Repository]:
 
     Raises:
         NatsError: no name of an organisation or user, or the Hub can not be asked.
+
+    Example:
+        >>> print(collection_table(list_collection("org")))
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", owner):
         raise NatsError(f"{owner}: expected the name of an organisation or user on the Hub, without a slash")
@@ -67,7 +71,7 @@ def list_collection(owner: str, token: str | None = None) -> list[Repository]:
 
 
 def _describe(info: ModelInfo) -> Repository:
-    """What a repository's card says, which somebody else wrote: nothing in it is relied on."""
+    """Read what a repository's card says, which somebody else wrote: nothing in it is relied on."""
     card: Any = info.card_data if info.card_data is not None else {}
     stated = card.get("nats_zoo")
     stated = stated if isinstance(stated, Mapping) else {}
@@ -94,20 +98,17 @@ def _average_precision(info: ModelInfo) -> tuple[float | None, str | None]:
 
 
 def _text(value: Any) -> str | None:
-    """A text of a card on one line, without what a terminal would obey; None if it is none."""
+    """Put a text of a card on one line, without what a terminal would obey; None if it is none."""
     if not isinstance(value, str):
         return None
     return "".join(c for c in " ".join(value.split()) if c.isprintable()) or None
 
 
 def collection_table(repositories: Sequence[Repository]) -> str:
-    """Repositories as aligned text."""
+    """Show repositories as aligned text."""
     rows: list[tuple[str, ...]] = [("repository", "kind", "network", "AP", "on", "licence", "access", "modified")]
     rows += [_row(repository) for repository in repositories]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(text_table(rows))
 
 
 def _row(repository: Repository) -> tuple[str, ...]:

@@ -15,25 +15,12 @@ from ..base.files import read_json, write_text
 from ..base.names import CARD_NAME, CHART_NAME, GENOTYPE_NAME, LOG_NAME, NATS_ANY, RUN_NAME, VARIANT_PREFIX
 from ..base.run_facts import RunFacts
 from ..base.run_log import Record, read_log
-from ..base.text import card_table
 from ..folders.find_genotype import is_genotype_folder
 from ..folders.model_folder import leads_out, write_folder_atomically
 from ..genotype.genotype import Genotype
 from ..genotype.provenance import SEARCH_METHODS
 from ..pictures import save_chart
-from .card import (
-    CARD_CITATION,
-    CARD_REPO,
-    NOT_STATED,
-    OF_DATA,
-    OF_MODEL,
-    OF_WEIGHTS,
-    card_metadata,
-    genotype_section,
-    join_card,
-    provenance_tables,
-    run_sections,
-)
+from .card import NOT_STATED, Licences, card_metadata, render_card
 
 GENOTYPE_FILES = (GENOTYPE_NAME, CARD_NAME, CHART_NAME)
 
@@ -51,22 +38,26 @@ def save_genotype_folder(genotype: Genotype, folder: str | os.PathLike, run: Run
 
     Raises:
         NatsError: another folder in the way, or it can not be written.
+
+    Example:
+        >>> folder = save_genotype_folder(Genotype.load("mine.json"), "mine")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['README.md', 'genotype.json', 'genotype.png']
     """
+
+    def is_own(old: Path) -> bool:
+        return is_genotype_folder(old) and {path.name for path in old.iterdir()} <= set(GENOTYPE_FILES)
 
     def write(new: Path) -> None:
         genotype.save(new / GENOTYPE_NAME)
         save_chart(genotype, new / CHART_NAME)
         write_text(new / CARD_NAME, genotype_card(genotype, run))
 
-    return write_folder_atomically(folder, write, _is_own)
-
-
-def _is_own(folder: Path) -> bool:
-    return is_genotype_folder(folder) and {path.name for path in folder.iterdir()} <= set(GENOTYPE_FILES)
+    return write_folder_atomically(folder, write, is_own)
 
 
 def genotype_files(source: Path, scratch: Path) -> dict[str, Path]:
-    """The files of a genotype's repository, by name.
+    """Collect the files of a genotype's repository, by name.
 
     Args:
         source: a folder that `save_genotype_folder` wrote, that of a search, or a genotype file.
@@ -92,7 +83,7 @@ def genotype_files(source: Path, scratch: Path) -> dict[str, Path]:
 
 
 def _search_facts(folder: Path, genotype: Genotype) -> RunFacts | None:
-    """What a search's folder says of it; the genotype's provenance says the rest."""
+    """Read what a search's folder says of it; the genotype's provenance says the rest."""
     if not (folder / RUN_NAME).is_file():
         return None
     settings = read_json(folder / RUN_NAME)
@@ -109,7 +100,7 @@ def _search_facts(folder: Path, genotype: Genotype) -> RunFacts | None:
 
 
 def _logged(log: Iterable[Record], key: str) -> dict[str, Any]:
-    """What the first record with a key holds, if that is an object."""
+    """Find what the first record with a key holds, if that is an object."""
     found = next((record[key] for record in log if key in record), None)
     return found if isinstance(found, dict) else {}
 
@@ -120,74 +111,23 @@ def _data_line(counts: Any) -> str:
 
 
 def genotype_card(genotype: Genotype, run: RunFacts | None = None) -> str:
-    """The card of a genotype's repository."""
-    architecture = genotype.architecture
-    header = card_metadata(
+    """Render the card of a genotype's repository.
+
+    Args:
+        genotype: what it is about.
+        run: the search that found it.
+    """
+    architecture, variant = genotype.architecture, VARIANT_PREFIX + genotype.architecture
+    licences = Licences(weights="none: a genotype holds no weights")
+    tags = ["timm", architecture, "neural-architecture-search", "dilated-convolution"]
+    return render_card(
         "genotype",
-        architecture,
-        library_name="nats-zoo",
-        tags=["timm", architecture, "neural-architecture-search", "dilated-convolution"],
+        card_metadata("genotype", architecture, licences, library_name="nats-zoo", tags=tags),
+        genotype,
+        licences,
+        architecture=architecture,
+        creation=f'"{variant}"' if timm.is_model(variant) else f'"{NATS_ANY}", architecture="{architecture}"',
+        is_searched=genotype.provenance.get("method") in SEARCH_METHODS,
+        run=run,
+        task="Search",
     )
-    sections = [
-        _CARD_BODY.format(
-            architecture=architecture,
-            call=_creation(architecture),
-            repo=CARD_REPO,
-            changed=f"{genotype.share_changed():.0%}",
-            convs=len(genotype.convs),
-        ),
-        _limits(genotype),
-        genotype_section(genotype, CHART_NAME),
-        provenance_tables(genotype),
-        run_sections(run, "Search"),
-        card_table(
-            "Licences",
-            {OF_MODEL: NOT_STATED, OF_DATA: NOT_STATED, OF_WEIGHTS: "none: a genotype holds no weights"},
-        ),
-        CARD_CITATION,
-    ]
-    return join_card(header, sections)
-
-
-def _creation(architecture: str) -> str:
-    """The arguments of timm.create_model for an architecture with a genotype."""
-    variant = VARIANT_PREFIX + architecture
-    return f'"{variant}"' if timm.is_model(variant) else f'"{NATS_ANY}", architecture="{architecture}"'
-
-
-def _limits(genotype: Genotype) -> str:
-    searched = genotype.provenance.get("method") in SEARCH_METHODS
-    return f"{_LIMITS}\n- {_OF_SEARCHED if searched else _OF_OTHERS}"
-
-
-_CARD_BODY = """\
-# A genotype for {architecture}
-
-Which dilation each output channel of timm's `{architecture}` uses, in {convs} of its convolutions; {changed} of their
-channels have another one than 1x1. It holds no weights: the network takes those of the plain `{architecture}`, with the
-same parameters and the same multiply-adds.
-
-## Use
-
-```python
-import nats_zoo  # first: it registers the architecture with timm
-import timm
-
-model = timm.create_model({call}, genotype="hf-hub:{repo}")
-```
-
-```bash
-nats train --data DATA --backbone {architecture} --genotype hf-hub:{repo} --output runs/mine
-```"""
-
-_LIMITS = """\
-## Intended use and limits
-
-- It is made for backbones of detectors, which are trained with it: `pretrained=True` loads the plain network's weights,
-  and they have to be fine-tuned with the new dilations.
-- Compare with the plain network and with a control genotype (`nats control shuffled`), trained equally."""
-
-_OF_SEARCHED = """\
-It was found on the data, with the detector and from the weights that its provenance names; what helped there need not
-  help elsewhere."""
-_OF_OTHERS = "No search found it for this network; nothing says that it helps, before it is tried."

@@ -4,24 +4,22 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
 from ..base.errors import NatsError
 from ..base.files import file_digest
 from ..base.names import CARD_NAME, CHART_NAME, CONFIG_NAME, GENOTYPE_NAME, WEIGHTS_NAME
-from ..folders.find_genotype import folder_genotype, is_genotype_folder
-from ..folders.model_folder import is_model_folder, model_files, read_config
-from ..folders.weights_file import check_fingerprint
+from ..folders.find_genotype import is_genotype_folder
+from ..folders.model_folder import BACKBONE, ModelFolder, model_files
 from ..hub.client import check_repo_id, usable_token
-from ..hub.errors import LIBRARY, LOGIN, NOT_CARRIED_OUT, hub_errors, retried
+from ..hub.errors import CLIENT_ERRORS, LIBRARY, LOGIN, NOT_CARRIED_OUT, explain, hub_errors, retried, status
 from ..models.saved import check_backbone
 from ..version import __version__
 from .card import CARD_REPO
@@ -37,6 +35,7 @@ _PUSHED_MEANWHILE = (409, 412)  # what the Hub answers if the branch is no longe
 _NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)|^[-./]|[./]$|^@?$")  # as git has it
 
 Contents = Mapping[str, Path | bytes]  # of the files to be published, by name
+Operation: TypeAlias = CommitOperationAdd | CommitOperationDelete
 
 
 def publish(
@@ -89,6 +88,10 @@ def publish(
     Raises:
         NatsError: nothing that can be published, or what the Hub refused and what to do about it. Unless it says that
             the commit is there, nothing was published.
+
+    Example:
+        >>> publish("runs/nats/best", "org/fasterrcnn-nats-resnet50", tag="v1", license="mit", dataset="org/pets")
+        'https://huggingface.co/org/fasterrcnn-nats-resnet50/commit/...'
     """
     options = CardOptions(
         license=license,
@@ -101,29 +104,28 @@ def publish(
     )
     check_repo_id(repo_id)
     for option, name in (("revision", revision), ("tag", tag)):
-        _check_ref(option, name)
+        if name is not None and _NO_REF.search(name):  # the Hub would refuse a tag's only when the commit is there
+            raise NatsError(f"{option}: {name!r} can be no name of a branch or tag")
     with tempfile.TemporaryDirectory() as scratch:
         files = _collect(Path(folder), repo_id, options, Path(scratch))
         if dry_run:
-            return _listing(Path(folder), files, repo_id, private, revision, tag)
+            kind = "private" if private else "public"
+            target = f"{repo_id} ({kind}), branch {revision or DEFAULT_BRANCH}" + (f", tag {tag}" if tag else "")
+            return f"{target}:\n{_listing(Path(folder), files)}"
         token = usable_token(token)
         if token is None:
             raise NatsError(f"{repo_id}: no Hugging Face token, {LOGIN}")
         with hub_errors(f"{repo_id}: not published", revision):
             api = HfApi(token=token, **LIBRARY)
-            _create_repo(api, repo_id, private)
+            retried(repo_id, partial(api.create_repo, repo_id, private=private, exist_ok=True))
+            if private and not retried(repo_id, partial(api.model_info, repo_id)).private:
+                raise NatsError(f"{repo_id}: is a public repository already; make it private in its settings first")
             message = commit_message or f"Upload with nats-zoo {__version__}"
-            return _push(api, repo_id, revision or DEFAULT_BRANCH, tag, files, message)
-
-
-def _check_ref(option: str, name: str | None) -> None:
-    """The Hub would refuse a tag's name only when the commit is there."""
-    if name is not None and _NO_REF.search(name):
-        raise NatsError(f"{option}: {name!r} can be no name of a branch or tag")
+            return _push(api, repo_id, files, branch=revision or DEFAULT_BRANCH, tag=tag, message=message)
 
 
 def _collect(folder: Path, repo_id: str, options: CardOptions, scratch: Path) -> Contents:
-    """What is published of a folder, once it is seen to be fit for it."""
+    """Collect what is published of a folder, once it is seen to be fit for it."""
     if folder.is_file() or is_genotype_folder(folder):
         files = genotype_files(folder, scratch)
     else:
@@ -143,85 +145,78 @@ def _check_model(folder: Path) -> None:
     inside = [name for name in ("model", "best") if (folder / name / CONFIG_NAME).is_file()]
     if inside and not (folder / CONFIG_NAME).exists():
         raise NatsError(f"{folder}: is a run's folder, expected a model in it: {' or '.join(inside)}")
-    config = read_config(folder)
-    if "framework" not in config:  # else it is a detector's
-        check_backbone(folder)
+    model = ModelFolder.open(folder)
+    if model.kind == BACKBONE:
+        check_backbone(model)
         return
-    if not is_model_folder(folder):
+    if not (folder / WEIGHTS_NAME).is_file():
         raise NatsError(f"{folder}: expected a model folder, with a {WEIGHTS_NAME} that nats-zoo saved")
-    check_fingerprint(folder / WEIGHTS_NAME, folder_genotype(folder))
+    model.check()
 
 
-def _listing(folder: Path, files: Contents, repo_id: str, private: bool, revision: str | None, tag: str | None) -> str:
-    """What a dry run says."""
-    kind = "private" if private else "public"
-    target = f"{repo_id} ({kind}), branch {revision or DEFAULT_BRANCH}" + (f", tag {tag}" if tag else "")
+def _listing(folder: Path, files: Contents) -> str:
+    """List what a dry run would push."""
     sizes = {name: _size(content) for name, content in files.items()}
     width = max(map(len, sizes))
-    lines = [f"{target}:", *(f"  {name:<{width}}  {size:>13,} bytes" for name, size in sizes.items())]
+    lines = [f"  {name:<{width}}  {size:>13,} bytes" for name, size in sizes.items()]
     lines.append(f"{len(sizes)} files, {sum(sizes.values()):,} bytes; those which are there already are not sent again")
-    behind = _left_behind(folder, files)
+    others = (path for path in folder.iterdir() if path.name not in files) if folder.is_dir() else ()
+    behind = sorted(f"{path.name}/" if path.is_dir() else path.name for path in others)
     if behind:
         more = f" and {len(behind) - SHOWN_NAMES} more" if len(behind) > SHOWN_NAMES else ""
         lines.append(f"stays behind: {', '.join(behind[:SHOWN_NAMES])}{more}")
     return "\n".join(lines)
 
 
-def _left_behind(folder: Path, files: Contents) -> list[str]:
-    if not folder.is_dir():
-        return []
-    others = (path for path in folder.iterdir() if path.name not in files)
-    return sorted(f"{path.name}/" if path.is_dir() else path.name for path in others)
-
-
-def _create_repo(api: HfApi, repo_id: str, private: bool) -> None:
-    retried(repo_id, partial(api.create_repo, repo_id, private=private, exist_ok=True))
-    if private and not retried(repo_id, partial(api.model_info, repo_id)).private:
-        raise NatsError(f"{repo_id}: is a public repository already; make it private in its settings first")
-
-
-def _push(api: HfApi, repo_id: str, branch: str, tag: str | None, files: Contents, message: str) -> str:
+def _push(api: HfApi, repo_id: str, files: Contents, *, branch: str, tag: str | None, message: str) -> str:
     refs = retried(repo_id, partial(api.list_repo_refs, repo_id))
     branches = {ref.name: ref.target_commit for ref in refs.branches}
     tags = {ref.name: ref.target_commit for ref in refs.tags}
     if branch in tags and branch not in branches:
         raise NatsError(f"{repo_id}: revision: {branch!r} is a tag, expected a branch")
     head = branches.get(branch) or branches.get(DEFAULT_BRANCH)  # None: a repository without a commit
-    changes = _changes(api, repo_id, files, head)
-    _check_tag(repo_id, tag, tags, None if changes else head)
+    there: dict[str, RepoFile] = {}
+    if head is not None:
+        entries = api.list_repo_tree(repo_id, revision=head)
+        there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    changes = _changes(files, there)
+    expected = None if changes else head  # None: a commit that is still to be made
+    if tag is not None and tags.get(tag, expected) != expected:
+        raise NatsError(f"{repo_id}: has a tag {tag!r} already, of commit {tags[tag]}; expected a new one")
     if branch not in branches and head is not None:
         retried(repo_id, partial(api.create_branch, repo_id, branch=branch, revision=head, exist_ok=True))
     address = f"{api.endpoint}/{repo_id}/commit/{head}"
     said = f"nothing changed, {address}"
     if changes:
-        head, address = _commit(api, repo_id, branch, head, changes, message)
-        said = address
+        options = {"commit_message": message, "revision": branch, "parent_commit": head}
+        try:
+            commit = retried(repo_id, partial(_create_commit, api, repo_id, changes, options), NOT_CARRIED_OUT)
+        except CLIENT_ERRORS as error:
+            why = explain(error, branch)
+            if status(error) in _PUSHED_MEANWHILE:
+                why = f"somebody pushed to {branch} in the meantime; look at it and run this again"
+            elif not there.keys() & set(OWN_FILES):
+                why += "; its repository is there, without files of a model"
+            raise NatsError(f"{repo_id}: not published: {why}") from error
+        head, said = commit.oid, str(commit.commit_url)
+        address = said
     if tag is not None and tags.get(tag) != head:
         with hub_errors(f"{repo_id}: {address} is published, but not its tag {tag!r}; run this again for it", tag):
             retried(repo_id, partial(api.create_tag, repo_id, tag=tag, revision=head), NOT_CARRIED_OUT)
     return said
 
 
-def _changes(
-    api: HfApi, repo_id: str, files: Contents, head: str | None
-) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """What makes a commit's files these ones."""
-    there: dict[str, RepoFile] = {}
-    if head is not None:
-        entries = api.list_repo_tree(repo_id, revision=head)
-        there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+def _changes(files: Contents, there: Mapping[str, RepoFile]) -> list[Operation]:
+    """Work out what makes a commit's files these ones."""
+    added = (name for name, content in files.items() if name not in there or not _is_same(content, there[name]))
     return [
-        *(
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-            for name, content in files.items()
-            if name not in there or not _is_same(content, there[name])
-        ),
+        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=files[name]) for name in added),
         *(CommitOperationDelete(path_in_repo=name) for name in OWN_FILES if name in there and name not in files),
     ]
 
 
 def _is_same(content: Path | bytes, there: RepoFile) -> bool:
-    """Whether the Hub has this very file: it tells the sha256 of large ones, git's own name of the others."""
+    """Tell whether the Hub has this very file: it tells the sha256 of large ones, git's own name of the others."""
     size = _size(content)
     if there.lfs is not None:
         return there.lfs.size == size and there.lfs.sha256 == _digest("sha256", b"", content)
@@ -238,36 +233,7 @@ def _digest(algorithm: str, prefix: bytes, content: Path | bytes) -> str:
     return file_digest(content, algorithm, prefix)
 
 
-def _check_tag(repo_id: str, tag: str | None, tags: Mapping[str, str], commit: str | None) -> None:
-    """Refuse a tag that is another commit's, before anything is uploaded; commit None: one that is still to be made."""
-    if tag is not None and tags.get(tag, commit) != commit:
-        raise NatsError(f"{repo_id}: has a tag {tag!r} already, of commit {tags[tag]}; expected a new one")
-
-
-def _commit(
-    api: HfApi,
-    repo_id: str,
-    branch: str,
-    parent: str | None,
-    changes: list[CommitOperationAdd | CommitOperationDelete],
-    message: str,
-) -> tuple[str, str]:
-    """Make the commit; its id and its address."""
-    options = {"commit_message": message, "revision": branch, "parent_commit": parent}
-    try:
-        commit = retried(repo_id, partial(_create_commit, api, repo_id, changes, options), NOT_CARRIED_OUT)
-    except HfHubHTTPError as error:
-        if getattr(error.response, "status_code", None) in _PUSHED_MEANWHILE:
-            raise NatsError(
-                f"{repo_id}: not published: somebody pushed to {branch} in the meantime; look at it and run this again"
-            ) from error
-        raise
-    return commit.oid, str(commit.commit_url)
-
-
-def _create_commit(
-    api: HfApi, repo_id: str, changes: list[CommitOperationAdd | CommitOperationDelete], options: Mapping[str, Any]
-) -> CommitInfo:
+def _create_commit(api: HfApi, repo_id: str, changes: Sequence[Operation], options: Mapping[str, Any]) -> CommitInfo:
     """Upload and commit; by plain HTTP if the Hub has nothing of the protocol xet, which the client would insist on."""
     try:
         return api.create_commit(repo_id, changes, **options)
@@ -275,14 +241,10 @@ def _create_commit(
         if not ("xet-write-token" in str(error) and "404" in str(error)):
             raise
     with ExitStack() as stack:  # open files are what the client does not upload by xet
-        opened = [_with_open_file(change, stack) for change in changes]
+        opened: list[Operation] = []
+        for change in changes:
+            if isinstance(change, CommitOperationAdd) and isinstance(change.path_or_fileobj, str | Path):
+                file = stack.enter_context(open(change.path_or_fileobj, "rb"))
+                change = CommitOperationAdd(path_in_repo=change.path_in_repo, path_or_fileobj=file)  # noqa: PLW2901
+            opened.append(change)
         return api.create_commit(repo_id, opened, **options)
-
-
-def _with_open_file(
-    change: CommitOperationAdd | CommitOperationDelete, stack: ExitStack
-) -> CommitOperationAdd | CommitOperationDelete:
-    if isinstance(change, CommitOperationDelete) or not isinstance(change.path_or_fileobj, str | Path):
-        return change
-    file = stack.enter_context(open(change.path_or_fileobj, "rb"))  # noqa: SIM115 (the stack closes it)
-    return CommitOperationAdd(path_in_repo=change.path_in_repo, path_or_fileobj=file)

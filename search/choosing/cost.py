@@ -9,9 +9,7 @@ relative to t_plain, the plain convolution's time.
 """
 
 import json
-import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...base.errors import NatsError
 from ...base.files import read_json, write_text
+from ...base.reading import Reader
+from ...base.text import text_table
 from ...genotype.genotype import Genotype
-from ...genotype.runs import MAX_CHANNELS, MAX_DILATION, PLAIN, Dilation
+from ...genotype.runs import MAX_CHANNELS, PLAIN, Dilation
 from ...networks.transform import check_architecture
 from ..space import SearchError
 
@@ -132,7 +133,7 @@ class CostTable:
             raise SearchError(f"{self.source}: the convolution {unknown[0]!r} was not measured")
         seconds = 0.0
         for name, cost in self.convs.items():
-            channels = _channels_per_dilation(genotype, name) if name in shares else {PLAIN: cost.channels}
+            channels = genotype.convs[name].counts() if name in shares else {PLAIN: cost.channels}
             seconds += self.relative(name, channels) * cost.plain
         return seconds / sum(cost.plain for cost in self.convs.values())
 
@@ -198,9 +199,9 @@ class CostTable:
             raise SearchError(f"{self.source}: the convolution {name!r} was not measured")
         for dilation in dilations:
             if dilation not in self.convs[name].dilations:
-                measured = ", ".join(map(_key, self.convs[name].dilations))
+                measured = ", ".join(str(Dilation(*d)) for d in self.convs[name].dilations)
                 raise SearchError(
-                    f"{self.source}: {name}: the dilation {_key(dilation)} was not measured, only {measured}"
+                    f"{self.source}: {name}: the dilation {Dilation(*dilation)} was not measured, only {measured}"
                 )
         return self.convs[name]
 
@@ -216,7 +217,25 @@ class CostTable:
     @classmethod
     def from_dict(cls, data: Any, source: str = "costs") -> "CostTable":
         """Build from the JSON form; `source` is what error messages call it."""
-        return _Reader(source).table(data)
+        read = Reader(source, SearchError)
+        data = read.keys(data, "", ("format", *_FACTS, "convs"))
+        read.number(data["format"], "format", f"format {FORMAT}", least=FORMAT, most=FORMAT, kinds=(int,))
+        height, width = read.sequence(data["size"], "size", "[height, width]", 2)
+        convs = read.object(data["convs"], "convs")
+        if not convs:
+            raise read.wrong("convs", "at least one convolution", convs)
+        return cls(
+            architecture=read.text(data["architecture"], "architecture"),
+            device=read.text(data["device"], "device"),
+            torch=read.text(data["torch"], "torch"),
+            batch=_count(read, data["batch"], "batch"),
+            threads=_count(read, data["threads"], "threads"),
+            size=(_count(read, height, "size"), _count(read, width, "size")),
+            memory_format=read.one_of(data["memory_format"], "memory_format", MEMORY_FORMATS),
+            dtype=read.one_of(data["dtype"], "dtype", DTYPES),
+            convs={name: _read_conv(read, cost, name) for name, cost in convs.items()},
+            source=source,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -225,7 +244,7 @@ class CostTable:
                 "channels": cost.channels,
                 "plain": cost.plain,
                 "join": cost.join,
-                "dilations": {_key(dilation): list(ab) for dilation, ab in cost.dilations.items()},
+                "dilations": {str(Dilation(*dilation)): list(ab) for dilation, ab in cost.dilations.items()},
             }
             for name, cost in self.convs.items()
         }
@@ -246,132 +265,49 @@ class CostTable:
 _FACTS = ("architecture", "device", "torch", "size", "batch", "memory_format", "dtype", "threads")
 
 
-def _channels_per_dilation(genotype: Genotype, name: str) -> dict[Dilation, int]:
-    channels: dict[Dilation, int] = {}
-    for run in genotype.convs[name]:
-        channels[run.dilation] = channels.get(run.dilation, 0) + run.channels
-    return channels
+def _read_conv(read: Reader, data: Any, name: str) -> ConvCost:
+    data = read.keys(data, name, ("channels", "plain", "join", "dilations"))
+    dilations: dict[Dilation, tuple[float, float]] = {}
+    for key, pair in read.object(data["dilations"], f"{name}: dilations").items():
+        try:
+            dilation = Dilation.parse(key)
+        except NatsError:
+            raise read.wrong(f"{name}: dilations", "keys like '1x3'", key) from None
+        a, b = read.sequence(pair, f"{name}: {key}", "[a, b]", 2)
+        dilations[dilation] = (_seconds(read, a, f"{name}: {key}"), _seconds(read, b, f"{name}: {key}"))
+    if PLAIN not in dilations:
+        raise read.wrong(f"{name}: dilations", f"{PLAIN} among them", list(data["dilations"]))
+    channels = _count(read, data["channels"], f"{name}: channels")
+    plain = _seconds(read, data["plain"], f"{name}: plain")
+    if not plain:
+        raise read.wrong(f"{name}: plain", "a positive number of seconds", plain)
+    return ConvCost(channels, plain, _seconds(read, data["join"], f"{name}: join"), dilations)
 
 
-def _key(dilation: Dilation) -> str:
-    return f"{dilation[0]}x{dilation[1]}"
+def _count(read: Reader, value: Any, key: str) -> int:
+    return read.number(value, key, "a positive integer", least=1, most=MAX_CHANNELS, kinds=(int,))
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-class _Reader:
-    """Strict reading of the JSON form; every error names the file, the key and what was expected."""
-
-    def __init__(self, source: str):
-        self.source = source
-
-    def table(self, data: Any) -> CostTable:
-        data = self.keys(data, "the table", ("format", *_FACTS, "convs"))
-        if type(data["format"]) is not int or data["format"] != FORMAT:
-            raise self.error("format", f"format {FORMAT}", data["format"])
-        size = data["size"]
-        if not isinstance(size, list) or len(size) != 2:
-            raise self.error("size", "[height, width]", size)
-        convs = self.object(data["convs"], "convs")
-        if not convs:
-            raise self.error("convs", "at least one convolution", convs)
-        return CostTable(
-            architecture=self.text(data["architecture"], "architecture"),
-            device=self.text(data["device"], "device"),
-            torch=self.text(data["torch"], "torch"),
-            batch=self.count(data["batch"], "batch"),
-            threads=self.count(data["threads"], "threads"),
-            size=(self.count(size[0], "size"), self.count(size[1], "size")),
-            memory_format=self.one_of(data["memory_format"], "memory_format", MEMORY_FORMATS),
-            dtype=self.one_of(data["dtype"], "dtype", DTYPES),
-            convs={name: self.conv(cost, name) for name, cost in convs.items()},
-            source=self.source,
-        )
-
-    def conv(self, data: Any, name: str) -> ConvCost:
-        data = self.keys(data, name, ("channels", "plain", "join", "dilations"))
-        pairs = self.object(data["dilations"], f"{name}: dilations")
-        dilations = {self.dilation(key, name): self.pair(ab, f"{name}: {key}") for key, ab in pairs.items()}
-        if PLAIN not in dilations:
-            raise self.error(f"{name}: dilations", f"{_key(PLAIN)} among them", list(pairs))
-        channels = self.count(data["channels"], f"{name}: channels")
-        plain = self.seconds(data["plain"], f"{name}: plain")
-        if not plain:
-            raise self.error(f"{name}: plain", "a positive number of seconds", plain)
-        return ConvCost(channels, plain, self.seconds(data["join"], f"{name}: join"), dilations)
-
-    def dilation(self, key: str, name: str) -> Dilation:
-        match = re.fullmatch(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})", key)
-        if not match or max(int(match[1]), int(match[2])) > MAX_DILATION:
-            raise self.error(f"{name}: dilations", "keys like '1x3'", key)
-        return int(match[1]), int(match[2])
-
-    def pair(self, value: Any, what: str) -> tuple[float, float]:
-        if not isinstance(value, list) or len(value) != 2:
-            raise self.error(what, "[a, b]", value)
-        return self.seconds(value[0], what), self.seconds(value[1], what)
-
-    def seconds(self, value: Any, what: str) -> float:
-        # type() and not isinstance(): True is an int to Python. An integer may be too large for a float.
-        if type(value) not in (int, float) or not 0 <= value < math.inf or value > 1e9:
-            raise self.error(what, "seconds, a finite number that is not negative", value)
-        return float(value)
-
-    def count(self, value: Any, what: str) -> int:
-        if type(value) is not int or not 1 <= value <= MAX_CHANNELS:
-            raise self.error(what, "a positive integer", value)
-        return value
-
-    def text(self, value: Any, what: str) -> str:
-        if not isinstance(value, str) or not value or not value.isprintable():
-            raise self.error(what, "a line of text", value)
-        return value
-
-    def one_of(self, value: Any, what: str, known: Mapping[str, Any]) -> str:
-        if not isinstance(value, str) or value not in known:
-            raise self.error(what, f"one of {', '.join(known)}", value)
-        return value
-
-    def object(self, value: Any, what: str) -> dict[str, Any]:
-        if not isinstance(value, dict) or not all(key.isprintable() for key in value):
-            raise self.error(what, "an object with printable keys", value)
-        return value
-
-    def keys(self, value: Any, what: str, expected: Sequence[str]) -> dict[str, Any]:
-        value = self.object(value, what)
-        for key in expected:
-            if key not in value:
-                raise SearchError(f"{self.source}: {what}: the key {key!r} is missing")
-        unknown = [key for key in value if key not in expected]
-        if unknown:
-            raise SearchError(f"{self.source}: {what}: unknown key {unknown[0]!r}, expected only {', '.join(expected)}")
-        return value
-
-    def error(self, what: str, expected: str, found: Any) -> SearchError:
-        text = repr(found)
-        text = text if len(text) <= 60 else f"{text[:57]}..."
-        return SearchError(f"{self.source}: {what}: expected {expected}, found {text}")
+def _seconds(read: Reader, value: Any, key: str) -> float:
+    return float(read.number(value, key, "seconds, a finite number that is not negative", least=0, most=1e9))
 
 
 # --- showing ----------------------------------------------------------------------------------------------------------
 
 
 def _format_table(table: CostTable) -> str:
-    dilations = sorted({d for cost in table.convs.values() for d in cost.dilations}, key=lambda d: (d[0] != d[1], d))
-    width = max([len(name) for name in table.convs] + [11])
+    dilations = sorted({d for cost in table.convs.values() for d in cost.dilations}, key=Dilation.order)
     height, image_width = table.size
     lines = [
         f"{table.architecture}: {table.batch} x {height}x{image_width}, {table.dtype}, {table.memory_format};"
         f" {table.device}, {table.threads} threads, torch {table.torch}",
         "time of all channels / of a quarter of them, each relative to the plain convolution's share",
-        f"{'convolution':<{width}}  channels  plain ms   join" + "".join(f"{_key(d):>12}" for d in dilations),
     ]
+    rows = [["convolution", "channels", "plain ms", "join", *(str(Dilation(*d)) for d in dilations)]]
     for name, cost in table.convs.items():
         cells = [_cell(cost, dilation) for dilation in dilations]
-        facts = f"{name:<{width}}  {cost.channels:>8}  {1000 * cost.plain:8.3f}  {cost.join / cost.plain:5.2f}"
-        lines.append(facts + "".join(f"{cell:>12}" for cell in cells))
-    return "\n".join(lines)
+        rows.append([name, str(cost.channels), f"{1000 * cost.plain:.3f}", f"{cost.join / cost.plain:.2f}", *cells])
+    return "\n".join([*lines, *text_table(rows, "<", ">", ">", ">5", ">10")])
 
 
 def _cell(cost: ConvCost, dilation: Dilation) -> str:

@@ -12,7 +12,7 @@ from ...genotype.runs import PLAIN, Run
 from ...networks.batch_norm import evaluation_mode
 from ...networks.regrouped_conv import RegroupedConv2d
 from ...networks.transform import architecture_of, check_architecture
-from ..space import SearchError
+from ..space import SearchError, genotype_names
 from ..supernet.searched_conv import Moments
 
 # A variance below this share of the mean square is rounding noise of a constant output.
@@ -32,8 +32,8 @@ def calibrate_gains(body: nn.Module, genotype: Genotype, batches: Iterable[Tenso
     One pass through the plain network and, for each convolution that the genotype changes, one at its dilations.
 
     Args:
-        body: the plain network with the weights that retraining starts from, `features_only` or not, whose
-            convolutions have the genotype's names; not the supernet. It runs in evaluation mode and stays as it is.
+        body: the plain network with the weights that retraining starts from, `features_only` or not; not the
+            supernet. It runs in evaluation mode and stays as it is.
         genotype: its earlier gains do not matter.
         batches: images (N, 3, H, W) as the network sees them, normalised.
 
@@ -45,12 +45,11 @@ def calibrate_gains(body: nn.Module, genotype: Genotype, batches: Iterable[Tenso
         GenotypeError: a genotype that does not fit the network, or a network that is regrouped already.
         SearchError: no batch, or outputs that are not finite.
     """
-    _check_network(body, genotype)
-    changed = {name: runs for name, runs in genotype.convs.items() if any(run.dilation != PLAIN for run in runs)}
+    convs = _convs(body, genotype)
+    changed = {name: runs for name, runs in genotype.convs.items() if set(runs.counts()) != {PLAIN}}
     if not changed:
         provenance = {key: value for key, value in genotype.provenance.items() if key != "gains"}
         return replace(genotype, gains={}, provenance=provenance)
-    convs = {name: module for name, module in body.named_modules() if isinstance(module, nn.Conv2d)}
     pairs = {name: _Pair(convs[name], runs, f"{genotype.source}: {name}") for name, runs in changed.items()}
     images, size = _run(body, pairs.values(), batches)
     gains = {name: pair.gains() for name, pair in pairs.items()}
@@ -99,17 +98,20 @@ def _variances(moments: Moments, sizes: list[int]) -> list[float]:
     return [part.mean().item() for part in variance.split(sizes)]
 
 
-def _check_network(body: nn.Module, genotype: Genotype) -> None:
+def _convs(body: nn.Module, genotype: Genotype) -> dict[str, nn.Conv2d]:
+    """The network's convolutions by the genotype's names."""
     architecture = architecture_of(body)
     if architecture is not None:
         check_architecture(genotype, architecture)
-    modules = dict(body.named_modules())
-    for name, module in modules.items():
+    convs = {name: module for name, module in body.named_modules() if isinstance(module, nn.Conv2d)}
+    for name, module in convs.items():
         if isinstance(module, RegroupedConv2d):
             raise GenotypeError(f"{genotype.source}: {name} is regrouped; gains are calibrated on the plain network")
+    found = {name: convs[own] for own, name in genotype_names(body, list(convs)).items()}
     for name in genotype.convs:
-        if not isinstance(modules.get(name), nn.Conv2d):
+        if name not in found:
             raise GenotypeError(f"{genotype.source}: the network has no convolution named {name!r}")
+    return found
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ...base.errors import one_line
 from ...genotype.runs import PLAIN, Dilation
-from ...models.named import find_source
+from ...models.named import find_network
 from ...networks.batch_norm import evaluation_mode
 from ...networks.regrouped_conv import RegroupedConv2d
 from ...networks.transform import architecture_of
@@ -98,7 +98,7 @@ def profile_network(
     """Measure the convolutions that a search of a timm network would search; as genotypes name them.
 
     Args:
-        backbone: as for `find_source`; what it is regrouped with does not matter.
+        backbone: as for `find_network`; what it is regrouped with does not matter.
         space: as for `find_space`.
         convs, basic_block: as for `searched_convs`.
         **options: of `profile`.
@@ -106,10 +106,10 @@ def profile_network(
     Raises:
         NatsError: no such network or space, no convolution to search, or an option out of range.
     """
-    source = replace(find_source(backbone), genotype=None)
+    plain = replace(find_network(backbone), genotype=None)
     found = find_space(space)
     with torch.device("meta"):  # names and shapes are all that is needed
-        network = source.create()
+        network = plain.build()
     return profile(network, searched_convs(network, found, convs, basic_block), **options)
 
 

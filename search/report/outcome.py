@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ...base.errors import NatsError
 from ...base.run_log import Record, latest
 from ...genotype.genotype import Genotype
-from ...genotype.runs import PLAIN, Dilation
-from ...pictures.genotype_chart import dilation_name
+from ...genotype.runs import PLAIN, Dilation, Runs
+from ..supernet.searched_conv import log_probabilities, relative_entropy
 
 # Alpha did not move: both hold. On the way from uniform (0) to certain (1) the likeliest candidates came less far than
 # UNMOVED_LEAD, in the mean over the groups; and the mean entropy, relative to uniform, is above UNMOVED_ENTROPY. Normal
@@ -39,10 +41,10 @@ class Doubt(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The probabilities at a moment of the search: (groups, candidates) for each convolution."""
+    """Log-probabilities at a moment of the search: (groups, candidates) for each convolution."""
 
     epoch: float
-    probabilities: Mapping[str, np.ndarray]
+    log_p: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,8 @@ def read_snapshots(
     snapshots = []
     for record, temperature in zip(records, temperatures, strict=True):
         alpha = read_arrays(record, "alpha", candidates, source)
-        snapshots.append(
-            Snapshot(record["epoch"], {c: candidate_probabilities(a, temperature) for c, a in alpha.items()})
-        )
+        log_p = {conv: log_probabilities(torch.from_numpy(values), temperature) for conv, values in alpha.items()}
+        snapshots.append(Snapshot(record["epoch"], log_p))
     return snapshots
 
 
@@ -162,8 +163,10 @@ def alpha_outcome(
     Raises:
         NatsError: a genotype whose runs are not whole groups of one candidate.
     """
-    final = snapshots[-1].probabilities
-    groups = [_judge_groups(p, _chosen(genotype, conv, candidates[conv], len(p))) for conv, p in final.items()]
+    final = snapshots[-1].log_p
+    groups = [
+        _judge_groups(log_p, _chosen(genotype, conv, candidates[conv], len(log_p))) for conv, log_p in final.items()
+    ]
     columns = {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
     restless, since = _restless(snapshots)
     return AlphaOutcome(
@@ -176,17 +179,17 @@ def alpha_outcome(
     )
 
 
-def _judge_groups(probabilities: np.ndarray, chosen: np.ndarray) -> dict[str, np.ndarray]:
+def _judge_groups(log_p: Tensor, chosen: np.ndarray) -> dict[str, np.ndarray]:
     """One convolution's groups; a single candidate counts as decided."""
+    probabilities = log_p.exp().numpy()
     groups, count = probabilities.shape
     top = probabilities.max(axis=1)
     own = probabilities[np.arange(groups), chosen]
     others = probabilities.copy()
     others[np.arange(groups), chosen] = 0
-    logs = np.log(probabilities, out=np.zeros_like(probabilities), where=probabilities > 0)
     return {
         "top": top,
-        "entropy": -(probabilities * logs).sum(axis=1) / math.log(max(count, 2)),
+        "entropy": relative_entropy(log_p).numpy(),
         "lead": (top * count - 1) / (count - 1) if count > 1 else np.ones(groups),
         "chosen": own,
         "uniform": np.full(groups, 1 / count),
@@ -196,7 +199,7 @@ def _judge_groups(probabilities: np.ndarray, chosen: np.ndarray) -> dict[str, np
 
 def _chosen(genotype: Genotype, conv: str, candidates: Sequence[Dilation], groups: int) -> np.ndarray:
     """Each group's candidate in the genotype, as an index."""
-    dilations = [run.dilation for run in genotype.convs.get(conv, ()) for _ in range(run.channels)]
+    dilations = genotype.convs.get(conv, Runs()).per_channel()
     size, rest = divmod(len(dilations), groups)
     slices = [set(dilations[size * group : size * (group + 1)]) for group in range(groups)]
     if rest or not all(len(found) == 1 and found <= set(candidates) for found in slices):
@@ -219,11 +222,11 @@ def _restless(snapshots: Sequence[Snapshot]) -> tuple[float | None, float]:
 
 def _is_uniform(snapshot: Snapshot) -> bool:
     """Alpha has not moved: as before its first step."""
-    return all(np.ptp(p, axis=1).max() < 1e-9 for p in snapshot.probabilities.values())
+    return all(np.ptp(log_p.exp().numpy(), axis=1).max() < 1e-9 for log_p in snapshot.log_p.values())
 
 
 def _likeliest(snapshot: Snapshot) -> np.ndarray:
-    return np.concatenate([p.argmax(axis=1) for p in snapshot.probabilities.values()])
+    return np.concatenate([log_p.argmax(1).numpy() for log_p in snapshot.log_p.values()])
 
 
 def trial_outcome(records: Sequence[Record]) -> TrialOutcome:
@@ -290,7 +293,7 @@ def _unmoved(outcome: AlphaOutcome) -> list[Doubt]:
 
 
 def _collapse(genotype: Genotype) -> list[Doubt]:
-    dilations = {run.dilation for runs in genotype.convs.values() for run in runs}
+    dilations = set(genotype.all_runs().counts())
     if not dilations - {PLAIN}:
         return [
             Doubt(
@@ -302,7 +305,7 @@ def _collapse(genotype: Genotype) -> list[Doubt]:
         return []
     return [
         Doubt(
-            f"collapse: every group took the same dilation, {dilation_name(*dilations)}",
+            f"collapse: every group took the same dilation, {dilations.pop().name()}",
             "Compare it with the plain network; no search by channels was needed to find it.",
         )
     ]
@@ -342,10 +345,3 @@ def _nothing_accepted(outcome: TrialOutcome) -> Doubt:
         " genotype is the one that the search began with",
         "Score more images, hold more back, or start from a detector that has been trained for longer.",
     )
-
-
-def candidate_probabilities(alpha: Any, temperature: float | np.ndarray = 1.0) -> np.ndarray:
-    """softmax(alpha / temperature) over the last axis, that of the candidates."""
-    logits = np.asarray(alpha, dtype=float) / temperature
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)

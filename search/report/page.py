@@ -14,14 +14,15 @@ from ...base.errors import NatsError
 from ...base.files import atomic_folder, read_json, write_text
 from ...base.names import VARIANT_PREFIX
 from ...base.run_log import Record, has_key, latest, read_log
-from ...base.text import card_table
+from ...base.text import card_table, markdown_table
+from ...detection.models.options import DETECTOR_OPTIONS
 from ...detection.runs.config import RunConfig
-from ...detection.runs.setup import DETECTOR_OPTIONS
 from ...detection.training.config import TrainConfig
 from ...genotype.genotype import Genotype
-from ...genotype.runs import Dilation
-from ...pictures.genotype_chart import KINDS, dilation_kind, genotype_chart, genotype_stages
-from ..config import SearchConfig
+from ...genotype.runs import KINDS, Dilation, Runs
+from ...networks.stages import genotype_stages
+from ...pictures.genotype_chart import genotype_chart
+from ..config import SearchConfig, annealed
 from .outcome import (
     AlphaOutcome,
     Doubt,
@@ -44,9 +45,6 @@ ALPHA_ONLY = {"alpha_lr", "alpha_weight_decay", "temperature", "final_temperatur
 SENSITIVITY_ONLY = {"score_images", "held_back_images", "max_rounds"}
 # Options of the search that its training has of its own.
 NOT_CARRIED = {"backbone", "data", "output", "resume", "checkpoint_every", "seed", "val_split"}
-# Options that a detector to start from decides.
-OF_DETECTOR = {"framework", *DETECTOR_OPTIONS}
-
 CAPTIONS = {
     "genotype.png": "The share of each dilation in each convolution",
     "alpha.png": "How the search made up its mind: mean probability of each candidate",
@@ -175,21 +173,21 @@ def _outcome_of_alpha(run: SearchRun, history: list[Mapping[str, Any]]) -> Alpha
     return alpha_outcome(snapshots, run.genotype, run.candidates)
 
 
-def _temperatures(run: SearchRun, history: Iterable[Mapping[str, Any]]) -> list[float]:
-    """The temperature at each snapshot, that of the step before it: geometric while alpha moves, as in `Searcher`."""
+def _temperatures(run: SearchRun, history: Iterable[Record]) -> list[float]:
+    """The temperature at each snapshot, which is logged with it."""
+    found = [r["temperature"] if "temperature" in r else _unlogged_temperature(run, r) for r in history]
+    if wrong := [value for value in found if not 0 < value < math.inf]:
+        raise NatsError(f"{run.log_path}: temperature: expected a finite number above 0, found {wrong[0]}")
+    return found
+
+
+def _unlogged_temperature(run: SearchRun, record: Record) -> float:
+    """That of the step before the record, in a log that holds alpha alone, as earlier ones do."""
     first = run.number("temperature", 1.0, above=0)
     last = run.number("final_temperature", first, above=0)
-    if first == last:
-        return [first for _ in history]
-    start, end = run.number("alpha_start", 0), run.number("epochs", 1)
-    return [first * (last / first) ** _progress(record, start, end) for record in history]
-
-
-def _progress(record: Mapping[str, Any], start: float, end: float) -> float:
-    """How much of alpha's epochs lay behind the last step before a record: 0 to 1, which is the run's last step's."""
     step, per_epoch = record["step"], record["step"] / max(record["epoch"], 1e-9)
-    steps = (end - start) * per_epoch - 1
-    return min(1.0, max(0.0, step - 1 - start * per_epoch) / max(1.0, steps))
+    start, end = run.number("alpha_start", 0), run.number("epochs", 1)
+    return annealed(first, last, step - 1, start * per_epoch, end * per_epoch)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -356,18 +354,17 @@ def _share_table(genotype: Genotype) -> str:
     stages = genotype_stages(genotype)
     if not stages:
         return ""
-    rows = [_share_row(_words(stage), genotype, convs) for stage, convs in stages.items()]
+    rows = [_share_row(stage, genotype, convs) for stage, convs in stages.items()]
     if len(stages) > 1:
         rows.append(_share_row("all", genotype, genotype.convs))
-    head = [f"| stage | channels | {' | '.join(KINDS)} |", "|---|" + "---:|" * (1 + len(KINDS))]
-    return "\n".join(["## The genotype\n", "Output channels by kind of dilation.\n", *head, *rows])
+    table = markdown_table(("stage", "channels", *KINDS), rows)
+    return f"## The genotype\n\nOutput channels by kind of dilation.\n\n{table}"
 
 
-def _share_row(title: str, genotype: Genotype, convs: Iterable[str]) -> str:
-    runs = [run for conv in convs for run in genotype.convs[conv]]
-    total = sum(run.channels for run in runs)
-    counts = {kind: sum(run.channels for run in runs if dilation_kind(run.dilation) == kind) for kind in KINDS}
-    return f"| {title} | {total} | " + " | ".join(f"{count / total:.1%}" for count in counts.values()) + " |"
+def _share_row(title: str, genotype: Genotype, convs: Iterable[str]) -> list[str]:
+    runs = Runs(run for conv in convs for run in genotype.convs[conv])
+    counts = [sum(n for dilation, n in runs.counts().items() if dilation.kind() == kind) for kind in KINDS]
+    return [title, str(runs.channels), *(f"{count / runs.channels:.1%}" for count in counts)]
 
 
 def _next_steps(run: SearchRun) -> str:
@@ -392,7 +389,7 @@ def _train_command(run: SearchRun) -> list[str]:
     words = ["nats", "train", "--data", str(run.option("data", "DATA"))]
     words += ["--backbone", _backbone(run).removeprefix(VARIANT_PREFIX)]
     own = {field.name for field in dataclasses.fields(TrainConfig)} - {f.name for f in dataclasses.fields(RunConfig)}
-    hidden = own | NOT_CARRIED | (OF_DETECTOR if run.option("detector") else set())
+    hidden = own | NOT_CARRIED | (set(DETECTOR_OPTIONS) - {"trainable_layers"} if run.option("detector") else set())
     for name, value in _changed_options(run, TrainConfig, hidden).items():
         words += [f"--{name}", _argument(value)]
     return words

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -13,9 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from ...base.errors import NatsError
 from ...base.run_log import has_key, read_log, series
 from ...genotype.runs import Dilation
-from ...pictures.genotype_chart import dilation_name
 from ...pictures.style import add_colour_bar, draw_panels, finish, plot, plot_loss, save_curves, save_png
-from .outcome import candidate_probabilities
+from ..supernet.searched_conv import log_probabilities
 
 LABEL_SIZE = (24, 12)  # of a number beside a point, width and height in dots of the screen
 SEARCH_CURVES = ("loss", "alpha_loss", "entropy", "share_changed")
@@ -79,11 +79,11 @@ def alpha_heatmaps(
     if not history or not candidates:
         raise NatsError("alpha_heatmaps: expected at least one snapshot and one convolution")
     edges = _edges([float(snapshot["epoch"]) for snapshot in history])
-    divisors = np.ones(len(history)) if temperatures is None else np.asarray(temperatures, dtype=float)
-    means = {
-        conv: len(dilations) * _mean_probabilities([snapshot["alpha"][conv] for snapshot in history], divisors)
-        for conv, dilations in candidates.items()
-    }
+    divisors = torch.tensor(temperatures or [1.0] * len(history), dtype=torch.float64)[:, None, None]
+    means = {}
+    for conv, dilations in candidates.items():
+        alpha = torch.tensor(np.array([snapshot["alpha"][conv] for snapshot in history], dtype=float))
+        means[conv] = len(dilations) * log_probabilities(alpha, divisors).exp().mean(1).T.numpy()
     figure, grid = _heatmap_grid(len(means), max(map(len, candidates.values())))
     figure.supxlabel("epoch", fontsize=9)
     # at least twice the uniform probability, so that an undecided search does not look like a decided one
@@ -174,11 +174,6 @@ def _label_points(axes: Axes, trials: Iterable[Mapping[str, Any]]) -> None:
             written.append(dots)
 
 
-def _mean_probabilities(snapshots: Sequence[Any], temperatures: np.ndarray) -> np.ndarray:
-    """Alpha over time, (snapshots, groups, candidates), to mean probabilities, (candidates, snapshots)."""
-    return candidate_probabilities(snapshots, temperatures[:, None, None]).mean(axis=1).T
-
-
 def _heatmap_grid(panels: int, rows_per_panel: int, sharex: bool = True) -> tuple[Figure, np.ndarray]:
     columns = min(panels, min((4, 5, 3), key=lambda number: -panels % number) if panels <= 16 else 6)
     rows = -(-panels // columns)
@@ -196,7 +191,7 @@ def _heatmap_grid(panels: int, rows_per_panel: int, sharex: bool = True) -> tupl
 
 def _label_heatmap(axes: Axes, conv: str, candidates: Sequence[Dilation]) -> None:
     axes.set_title(conv, fontsize=8)
-    axes.set_yticks(np.arange(len(candidates)) + 0.5, [dilation_name(d) for d in candidates], fontsize=7)
+    axes.set_yticks(np.arange(len(candidates)) + 0.5, [Dilation.name(d) for d in candidates], fontsize=7)
     axes.invert_yaxis()
 
 

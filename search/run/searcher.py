@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from ...detection.data.augment import train_transforms
 from ...detection.evaluation.evaluate import evaluate_detector, log_record
-from ...detection.metrics import Metrics
 from ...detection.models.create import resized_batches
-from ...detection.runs.facts import report_data
+from ...detection.runs.facts import log_data
 from ...detection.runs.folder import RunError, pack_optimizer, unpack_optimizer
 from ...detection.runs.loop import EpochLoader, ResumableLoop, StopRequest, cosine, set_lr
 from ...detection.runs.setup import (
@@ -27,7 +26,7 @@ from ...networks.transform import architecture_of
 from ..choosing.choose import choose
 from ..choosing.cost import CostTable
 from ..choosing.gains import calibrate_gains
-from ..config import SearchConfig
+from ..config import SearchConfig, annealed
 from ..report.page import write_report
 from ..space import SearchSpace, find_space, genotype_names, searched_convs
 from ..supernet.build import (
@@ -37,7 +36,7 @@ from ..supernet.build import (
     calibrate,
     draw_pairs,
     entropy,
-    relative_entropy,
+    mean_entropy,
     share_changed,
 )
 from ..supernet.decode import decode, decode_network
@@ -59,8 +58,7 @@ class Searcher(ResumableLoop):
         command: how the run was started, for the genotype's provenance.
 
     Attributes:
-        searched: the supernet's searched convolutions by name.
-        names: what the genotype calls them.
+        searched: the supernet's searched convolutions, by the genotype's names.
         warnings: after `run`, one line for each reason to distrust the result.
 
     Raises:
@@ -100,12 +98,13 @@ class Searcher(ResumableLoop):
         assert architecture is not None, "timm made it"
         self.architecture = architecture
         convs = searched_convs(body, space, config.convs, config.basic_block)
-        self.names = genotype_names(body, list(convs))
+        names = genotype_names(body, list(convs))
         if self.costs is not None:
-            self.costs.check(self.architecture, {self.names[name]: found for name, found in convs.items()})
-        self.searched = build_supernet(
+            self.costs.check(self.architecture, {names[name]: found for name, found in convs.items()})
+        searched = build_supernet(
             body, convs, config.groups, config.channels_per_group, config.mode, config.kernels, config.norm
         )
+        self.searched = {names[name]: conv for name, conv in searched.items()}
 
     def _create_trials(self) -> Trials:
         config, drawn = self.config, self.loaders[0].dataset
@@ -113,7 +112,7 @@ class Searcher(ResumableLoop):
         order = seeded_order(len(drawn), config.seed)
         return Trials(
             self.plain_detector,
-            {self.names[name]: conv for name, conv in self.searched.items() if isinstance(conv, SensitivityConv2d)},
+            {name: conv for name, conv in self.searched.items() if isinstance(conv, SensitivityConv2d)},
             drawn.select(sorted(order[: config.score_images])),
             held_back(plain, config),
             self.accelerator,
@@ -130,11 +129,27 @@ class Searcher(ResumableLoop):
         return self.plain_detector.backbone.body
 
     def finish(self) -> Genotype:
-        """Decode, and write the genotype, its provenance and the report."""
+        """Choose each group's candidate; write the genotype, its provenance and the report."""
         self._set_temperature()
         if self.trials is not None:
             self._run_trials(self.trials)
-        return self._finish()
+        chosen = {name: self._choose(name, conv) for name, conv in self.searched.items()}
+        genotype = decode(self.searched, self.architecture, {}, chosen)
+        if self.config.calibrate_gains:
+            genotype = self._with_gains(genotype)
+        metrics = None
+        if self.val_data is not None:
+            decode_network(self.body, self.searched, chosen)
+            metrics = evaluate_detector(self.plain_detector, self.val_data, self.accelerator, self.config)
+            self.log(log_record(metrics))
+        provenance = {**genotype.provenance, **describe_search(self._facts(), genotype, metrics)}
+        genotype = replace(genotype, provenance=provenance)
+        if self.accelerator.is_main_process:
+            genotype.save(self.folder.path / "genotype.json")
+            candidates = {name: conv.candidates for name, conv in self.searched.items()}
+            self.warnings = write_report(self.folder.path, genotype, candidates)
+        self.accelerator.wait_for_everyone()
+        return genotype
 
     def _run_trials(self, trials: Trials) -> None:
         """A trial counts as a step, with a checkpoint behind it."""
@@ -155,7 +170,7 @@ class Searcher(ResumableLoop):
         data = {self.config.train_split: self.data}
         if self.config.val_split and self.val_data is not None:
             data[self.config.val_split] = self.val_data
-        report_data(self.folder, self.accelerator, data)
+        log_data(self.folder, self.accelerator, data)
 
     def begin_epoch(self) -> None:
         """Remeasure every candidate's statistics: the kernels have drifted."""
@@ -200,7 +215,9 @@ class Searcher(ResumableLoop):
 
     def end_epoch(self) -> None:
         if self.trials is None:
-            self.log({"alpha": alpha_dict(self._by_genotype_name())})
+            self.log(
+                {"alpha": alpha_dict(self.searched), "temperature": next(iter(self.searched.values())).temperature}
+            )
 
     def _alpha_moves(self) -> bool:
         return self.trials is None and self.epoch >= self.config.alpha_start
@@ -219,17 +236,13 @@ class Searcher(ResumableLoop):
         config = self.config
         terms: Tensor | float = 0.0
         if config.entropy_weight:
-            terms += config.entropy_weight * torch.cat([relative_entropy(c) for c in self.searched.values()]).mean()
+            terms += config.entropy_weight * mean_entropy(self.searched.values())
         if config.cost_loss:
-            terms += config.cost_loss * self._expected_cost()
+            assert self.costs is not None, "SearchConfig refuses this without costs"
+            probabilities = {name: conv.log_probabilities().exp() for name, conv in self.searched.items()}
+            candidates = {name: conv.candidates for name, conv in self.searched.items()}
+            terms += config.cost_loss * self.costs.expected_total(probabilities, candidates)
         return terms
-
-    def _expected_cost(self) -> Tensor:
-        convs = self._by_genotype_name()
-        probabilities = {name: conv.log_probabilities().exp() for name, conv in convs.items()}
-        candidates = {name: conv.candidates for name, conv in convs.items()}
-        assert self.costs is not None, "SearchConfig refuses this without costs"
-        return self.costs.expected_total(probabilities, candidates)
 
     def _zero_grad(self) -> None:
         self.weight_optimizer.zero_grad()
@@ -242,13 +255,10 @@ class Searcher(ResumableLoop):
 
     def _set_temperature(self) -> None:
         config = self.config
-        temperature = config.temperature
-        if config.final_temperature is not None:
-            start = config.alpha_start * self.steps_per_epoch
-            done = min(1.0, max(0, self.step - start) / max(1, self.total_steps - 1 - start))
-            temperature *= (config.final_temperature / temperature) ** done
+        first, last = config.temperature, config.final_temperature
+        start = config.alpha_start * self.steps_per_epoch
         for conv in self.searched.values():
-            conv.temperature = temperature
+            conv.temperature = annealed(first, first if last is None else last, self.step, start, self.total_steps)
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         momentum, weight_data = pack_optimizer(self.weight_optimizer)
@@ -274,19 +284,6 @@ class Searcher(ResumableLoop):
         if self.trials:
             self.trials.load_state(data["trials"])
 
-    def _finish(self) -> Genotype:
-        genotype = decode(self.searched, self.architecture, {}, self._choose, self.names)
-        genotype = self._with_gains(genotype)
-        metrics = self._evaluate_decoded()
-        provenance = {**genotype.provenance, **describe_search(self._facts(), genotype, metrics)}
-        genotype = replace(genotype, provenance=provenance)
-        if self.accelerator.is_main_process:
-            genotype.save(self.folder.path / "genotype.json")
-            candidates = {name: conv.candidates for name, conv in self._by_genotype_name().items()}
-            self.warnings = write_report(self.folder.path, genotype, candidates)
-        self.accelerator.wait_for_everyone()
-        return genotype
-
     def _facts(self) -> SearchFacts:
         return SearchFacts(
             config=self.config,
@@ -299,39 +296,20 @@ class Searcher(ResumableLoop):
             trials=self.trials.describe() if self.trials else {},
         )
 
-    def _by_genotype_name(self) -> dict[str, SearchedConv2d]:
-        return {self.names[name]: conv for name, conv in self.searched.items()}
-
     def _choose(self, name: str, conv: SearchedConv2d) -> Tensor:
         if self.trials is not None:
             return conv.chosen()
         config, cost = self.config, None
         if config.cost_weight and self.costs is not None:
-            cost = self.costs.of_groups(self.names[name], conv.candidates, conv.num_groups)
+            cost = self.costs.of_groups(name, conv.candidates, conv.num_groups)
         return choose(conv.log_probabilities(), config.max_dilations, cost, config.cost_weight)
 
     def _with_gains(self, genotype: Genotype) -> Genotype:
         """Gains fit the weights that retraining starts from, not the supernet's."""
-        if not self.config.calibrate_gains:
-            return genotype
         detector = create_search_detector(self.config, self.data, self.accelerator)
         detector.to(self.accelerator.device)
         batches = resized_batches(detector, calibration_batches(self.data, self.config))
-        originals = {name: original for original, name in self.names.items()}
-        renamed = Genotype(genotype.architecture, {originals[name]: runs for name, runs in genotype.convs.items()})
-        found = calibrate_gains(detector.backbone.body, renamed, batches)
-        gains = {self.names[name]: values for name, values in found.gains.items()}
-        return Genotype(
-            genotype.architecture, genotype.convs, gains, {"gains": found.provenance["gains"]} if gains else {}
-        )
-
-    def _evaluate_decoded(self) -> Metrics | None:
-        if self.val_data is None:
-            return None
-        decode_network(self.body, self.searched, self._choose)
-        metrics = evaluate_detector(self.plain_detector, self.val_data, self.accelerator, self.config)
-        self.log(log_record(metrics))
-        return metrics
+        return calibrate_gains(detector.backbone.body, genotype, batches)
 
 
 def create_weight_optimizer(config: SearchConfig, weights: list[nn.Parameter]) -> torch.optim.SGD:

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...detection.data.dataset import CocoDataset
 from ...detection.models.folder import from_pretrained, read_detector_config
-from ...detection.runs.setup import create_run_detector, in_memory_format, open_split
+from ...detection.runs.setup import create_run_detector, in_memory_format, open_run_split
 from ...hub.client import resolve_folder
 from ..config import SearchConfig
 from ..space import SearchError
@@ -23,7 +23,7 @@ def open_search_split(config: SearchConfig, split: str, transforms: Any = None) 
         NatsError: no such data or detector.
     """
     masks = None if config.detector is None else read_detector_config(resolve_folder(config.detector)).masks
-    return open_split(config, split, transforms, masks)
+    return open_run_split(config, split, transforms, masks)
 
 
 def create_search_detector(config: SearchConfig, data: CocoDataset, accelerator: Accelerator) -> nn.Module:

@@ -117,6 +117,8 @@ class Trials:
     def load_state(self, data: dict[str, Any]) -> None:
         """Take on what `state` gave."""
         self.search.progress = Progress.from_dict(data)
+        if unknown := {change.conv for change in self.search.progress.changes} - self.convs.keys():
+            raise ValueError(f"trials: expected changes of the searched convolutions, found {min(unknown)}")
 
     def describe(self) -> dict[str, Any]:
         """For the genotype's provenance."""

@@ -1,6 +1,5 @@
 """The supernet: a network whose searched convolutions hold all their candidate dilations."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from ...genotype.runs import Dilation
 from ...networks.batch_norm import evaluation_mode
 from ..space import SearchError, count_groups
-from .searched_conv import MixtureConv2d, Moments, SampledConv2d, SearchedConv2d, SensitivityConv2d
+from .searched_conv import MixtureConv2d, Moments, SampledConv2d, SearchedConv2d, SensitivityConv2d, relative_entropy
 
 Mode = Literal["mixture", "sampled", "sensitivity"]
 Norm = Literal["calibrated", "live", "frozen"]
@@ -166,17 +165,15 @@ def _mixed(*seeds: int) -> int:
     return mixed
 
 
-def relative_entropy(conv: SearchedConv2d) -> Tensor:
-    """Entropy of each group's probabilities, (groups,), relative to uniform: 1 at the start, 0 when decided."""
-    log_p = conv.log_probabilities()
-    uniform = math.log(max(log_p.shape[1], 2))  # a single candidate is decided: 0 / log 2
-    return -(log_p.exp() * log_p).sum(1) / uniform
+def mean_entropy(searched: Iterable[SearchedConv2d]) -> Tensor:
+    """Mean relative entropy over all groups of all convolutions: a scalar with a gradient."""
+    return torch.cat([relative_entropy(conv.log_probabilities()) for conv in searched]).mean()
 
 
 @torch.no_grad()
 def entropy(searched: Iterable[SearchedConv2d]) -> float:
-    """Mean relative entropy over all groups."""
-    return torch.cat([relative_entropy(conv).float() for conv in searched]).mean().item()
+    """The same as a number."""
+    return mean_entropy(searched).item()
 
 
 @torch.no_grad()

@@ -1,69 +1,74 @@
 """From a supernet to a genotype, and to the network that the genotype stands for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...genotype.genotype import Genotype
-from ...genotype.runs import Dilation, runs_from_channels
+from ...genotype.runs import Runs
 from ...networks.regrouped_conv import RegroupedConv2d
 from .searched_conv import SearchedConv2d
 
-Chooser = Callable[[str, SearchedConv2d], Tensor]
 
-
-def likeliest(name: str, conv: SearchedConv2d) -> Tensor:
+def likeliest(searched: Mapping[str, SearchedConv2d]) -> dict[str, Tensor]:
     """Each group's candidate, (groups,): ind_i = argmax_g alpha_i^g; in a sensitivity search the current one."""
-    return conv.chosen()
+    return {name: conv.chosen() for name, conv in searched.items()}
 
 
 def decode(
     searched: Mapping[str, SearchedConv2d],
     architecture: str,
     provenance: Mapping[str, Any],
-    choose: Chooser = likeliest,
-    names: Mapping[str, str] | None = None,
+    chosen: Mapping[str, Tensor] | None = None,
 ) -> Genotype:
     """The genotype of a supernet; channels stay in place, each on its group's dilation.
 
     Args:
-        searched: the supernet's searched convolutions by name.
+        searched: the supernet's searched convolutions by the genotype's names.
         architecture: timm's name of the plain network.
         provenance: where it comes from.
-        choose: which candidate each group of a convolution takes.
-        names: what the genotype calls the convolutions; None: as the supernet does.
+        chosen: the candidate that each group of each convolution takes, (groups,) indices; None: the likeliest.
+
+    Example:
+        searched = build_supernet(body, searched_convs(body, find_space("C")), groups=16)
+        decode(searched, "resnet50", {"seed": 3}).save("genotype.json")
     """
-    convs = {
-        (names or {}).get(name, name): runs_from_channels(channel_dilations(conv, choose(name, conv)))
-        for name, conv in searched.items()
-    }
+    chosen = likeliest(searched) if chosen is None else chosen
+    convs = {name: chosen_runs(conv, chosen[name]) for name, conv in searched.items()}
     return Genotype(architecture=architecture, convs=convs, provenance=provenance)
 
 
-def channel_dilations(conv: SearchedConv2d, chosen: Tensor) -> list[Dilation]:
-    """The dilation of each output channel, for a candidate per group."""
-    return [conv.candidates[index] for index in conv.per_channel(chosen).tolist()]
+def chosen_runs(conv: SearchedConv2d, chosen: Tensor) -> Runs:
+    """The runs of a searched convolution for a candidate per group."""
+    return Runs.of((conv.candidates[index] for index in chosen.tolist()), each=conv.group_size)
 
 
 @torch.no_grad()
-def decode_network(body: nn.Module, searched: Mapping[str, SearchedConv2d], choose: Chooser = likeliest) -> nn.Module:
+def decode_network(
+    body: nn.Module, searched: Mapping[str, SearchedConv2d], chosen: Mapping[str, Tensor] | None = None
+) -> nn.Module:
     """Turn a supernet into its decoded network, in place: what the supernet computes at one-hot alpha.
 
     Each output channel keeps its chosen dilation, with that candidate's own kernel row and batch norm statistics.
 
     Args:
         body: the supernet.
-        searched: its searched convolutions by name.
-        choose: which candidate each group of a convolution takes.
+        searched: its searched convolutions, by the names that `chosen` has for them.
+        chosen: as `decode` takes it.
 
     Returns:
         The same network; its searched convolutions are RegroupedConv2d.
+
+    Example:
+        genotype = decode(searched, "resnet50", {})
+        network = decode_network(body, searched)
     """
+    chosen = likeliest(searched) if chosen is None else chosen
+    places = {module: name for name, module in body.named_modules()}
     for name, conv in searched.items():
-        chosen = choose(name, conv)
-        channels = conv.per_channel(chosen)
+        channels = conv.per_channel(chosen[name])
         for norm in conv.norms:
             mean, var = conv.statistics_rows(channels)
             norm.running_mean.copy_(mean)
@@ -71,6 +76,6 @@ def decode_network(body: nn.Module, searched: Mapping[str, SearchedConv2d], choo
         plain = conv.to_plain()
         kernel = conv.kernel_rows(channels).clone()
         plain.weight = nn.Parameter(kernel, requires_grad=conv.kernels.requires_grad)
-        runs = runs_from_channels(channel_dilations(conv, chosen))
-        body.set_submodule(name, RegroupedConv2d.from_conv(plain, runs, name=name))
+        runs = chosen_runs(conv, chosen[name])
+        body.set_submodule(places[conv], RegroupedConv2d.from_conv(plain, runs, name=name))
     return body

@@ -5,6 +5,7 @@ no candidate's output has to be kept for the backward pass.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,23 @@ from torch import Tensor, nn
 from ...genotype.runs import Dilation
 from ...networks.geometry import split_channels
 from ...networks.regrouped_conv import RegroupedConv2d
+
+
+def log_probabilities(alpha: Tensor, temperature: float | Tensor) -> Tensor:
+    """log softmax(alpha / temperature) over the last axis, that of the candidates."""
+    return (alpha / temperature).log_softmax(-1)
+
+
+def relative_entropy(log_p: Tensor) -> Tensor:
+    """Entropy of probabilities over the last axis, relative to uniform: 1 at the start, 0 when decided.
+
+    Args:
+        log_p: their logarithms, (..., candidates).
+
+    Example:
+        relative_entropy(log_probabilities(torch.zeros(16, 9), temperature=1.0))  # 16 ones
+    """
+    return -(log_p.exp() * log_p).sum(-1) / math.log(max(log_p.shape[-1], 2))  # of one candidate: 0 / log 2
 
 
 class SearchedConv2d(nn.Module):
@@ -75,7 +93,7 @@ class SearchedConv2d(nn.Module):
 
     def log_probabilities(self) -> Tensor:
         """log softmax(alpha / temperature): (groups, candidates)."""
-        return (self.alpha / self.temperature).log_softmax(1)
+        return log_probabilities(self.alpha, self.temperature)
 
     def per_channel(self, per_group: Tensor) -> Tensor:
         """(groups, ...) -> (out_channels, ...)."""
@@ -187,7 +205,7 @@ class SearchedConv2d(nn.Module):
         return self.alpha.argmax(1)
 
     def extra_repr(self) -> str:
-        dilations = ", ".join(f"{h}x{w}" for h, w in self.candidates)
+        dilations = ", ".join(str(Dilation(*d)) for d in self.candidates)
         return f"{self.out_channels} channels, {self.num_groups} groups, candidates {dilations}, tied={self.tied}"
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,8 +107,7 @@ def test_both_loops_take_the_same_images_and_train(benchmark, flags, tmp_path):
 
 
 def test_boxes_and_labels_are_those_of_our_data_set(benchmark, flags, tmp_path):
-    config = benchmark.create_config(benchmark.parse_args(flags), str(tmp_path))
-    config.flip = 0.0
+    config = replace(benchmark.create_config(benchmark.parse_args(flags), str(tmp_path)), flip=0.0)
     trainer = benchmark.TimedTrainer(config, Rounds(1, benchmark.Done), 2)
     for index, image_id in enumerate(trainer.train_data.image_ids):
         (image, target), (pixels, found) = trainer.train_data[index], trainer.bare.data[image_id]

@@ -110,6 +110,18 @@ def test_help_lists_every_command_and_costs_no_more_than_timm():
     assert not dear & set(modules)
 
 
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["show", "nats_resnet50"]])
+def test_what_the_zoo_holds_is_told_without_the_trainer(arguments, tmp_path):
+    """A chart is drawn by matplotlib; nothing else of what training needs is imported."""
+    code = "import sys; from nats_zoo.cli import main; code = main(sys.argv[1:]); print(code, *sorted(sys.modules))"
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, cwd=tmp_path)
+    exit_code, *modules = done.stdout.splitlines()[-1].split()
+    assert exit_code == "0"
+    dear = {"accelerate", "pycocotools", "onnx", "nats_zoo.detection.training", "nats_zoo.search.run"}
+    assert not (dear if "show" in arguments else {*dear, "matplotlib"}) & set(modules)
+
+
 def test_without_a_command_it_shows_the_help(capsys):
     assert cli.main([]) == 0
     assert "usage: nats COMMAND" in capsys.readouterr().out
@@ -374,7 +386,7 @@ def test_a_file_that_is_no_image_is_refused_before_anything_is_written(content, 
     whole = (home / "data" / "images" / "train_00000.png").read_bytes()
     file.write_bytes(whole[: len(whole) // 2] if content is None else content)
     arguments = ["predict", "weights", "data/images", "--output", "out"]
-    assert "zz.png: can not be decoded as an image" in refused(arguments, capfd, home)
+    assert "zz.png: can not be decoded: " in refused(arguments, capfd, home)
 
 
 def test_a_picture_never_replaces_an_image(home, capfd):

@@ -19,7 +19,7 @@ from nats_zoo.base.errors import GenotypeError, NatsError
 from nats_zoo.folders.find_genotype import find_genotype
 from nats_zoo.genotype.catalogue import DEFAULT_GENOTYPES, GENOTYPE_DIR, published_genotypes
 from nats_zoo.genotype.genotype import MAX_DEPTH, MAX_FILE_BYTES, Genotype
-from nats_zoo.genotype.runs import Run, runs_from_channels
+from nats_zoo.genotype.runs import Run, Runs
 from nats_zoo.networks.transform import transform
 
 CONV = "layer2.0.conv2"
@@ -175,7 +175,7 @@ def test_str_is_a_table():
 
 @given(st.lists(st.sampled_from([(1, 1), (3, 3), (1, 3)]), min_size=1, max_size=30))
 def test_runs_from_channels_keeps_each_channels_dilation_in_the_fewest_runs(dilations):
-    found = runs_from_channels(dilations)
+    found = Runs.of(dilations)
     assert [run.dilation for run in found for _ in range(run.channels)] == dilations
     assert all(a.dilation != b.dilation for a, b in itertools.pairwise(found))
 

@@ -21,13 +21,14 @@ from tests.support.hub_server import STRANGER_TOKEN, HubProcess, Store
 
 GENOTYPE = Genotype("test_resnet", {"layer2.0.conv2": [(16, 1, 1), (32, 1, 3)]}, provenance={"method": "by hand"})
 TINY = {"fpn_channels": 16, "head_size": 16, "min_size": 64, "max_size": 96, "anchor_sizes": (8, 16, 32, 64, 128)}
+XORBS = "/xet/xorbs/"
 WEIGHTS = r"/(resolve|resolve-cache)/.*\.safetensors"
 INFO = "^/api/models/org/detector"
 CHUNK = 10 * 2**20  # bytes that the client keeps at once: what is cut off behind a multiple of it comes again
 LARGE = random.Random(0).randbytes(2 * CHUNK + 3_000_000)
 
 PRELUDE = """
-import contextlib, io, json, os, signal, sys, time, urllib.request
+import contextlib, io, json, os, re, signal, sys, time, urllib.request
 from email.utils import formatdate
 from pathlib import Path
 
@@ -146,7 +147,7 @@ def weights_requests(case: dict) -> list[str | None]:
 FAULTS = """
 from huggingface_hub import constants
 
-WEIGHTS, INFO, CUT, SOON = sys.argv[2], sys.argv[3], int(sys.argv[4]), {"Retry-After": "0"}
+WEIGHTS, CHART, INFO, CUT, SOON = *sys.argv[2:5], int(sys.argv[5]), {"Retry-After": "0"}
 count = 0
 
 def pull(faults=(), behaviour={}, source="org/detector", cache=None):
@@ -155,7 +156,7 @@ def pull(faults=(), behaviour={}, source="org/detector", cache=None):
     cache = cache or Path(sys.argv[1]) / str(count)
     case = attempt(resolve_folder, source, faults=faults, behaviour=behaviour, cache_dir=cache)
     blobs = list(cache.glob("models--*/blobs/*"))
-    case["left"] = [path.name for path in blobs if path.suffix == ".incomplete"]
+    case["left"] = [path.name for path in blobs if path.suffix == ".incomplete" and cache != held]
     weights = Path(case["result"]) / "model.safetensors"
     case["weights"] = weights.stat().st_size if weights.is_file() else 0
     case["cache"] = cache
@@ -168,9 +169,11 @@ def fault(path, **kind):
     return {"path": path, **kind}
 
 get = {"path": WEIGHTS, "methods": "GET"}
-def killed(part, end):
-    "End a process of its own that has so many bytes of the weights, and gets no more; before the client's first use."
-    control(faults=[get | {"stall": CUT, "stall_seconds": 100}])
+held = Path(sys.argv[1]) / "held"
+
+def killed(end):
+    "End a process of its own that has some of the weights, and gets no more; before the client's first use."
+    control(faults=[get | {"stall": CUT, "stall_seconds": 100}], forget=True)
     child = os.fork()
     if not child:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
@@ -179,15 +182,14 @@ def killed(part, end):
             resolve_folder("org/large", cache_dir=held)
         finally:
             os._exit(1)
-    while not any(path.stat().st_size >= part for path in held.rglob("*.incomplete")):
+    while not any(method == "GET" and re.search(WEIGHTS, path) for method, path, _ in control()):
         assert os.waitpid(child, os.WNOHANG) == (0, 0)
-        time.sleep(0.05)
+        time.sleep(0.1)
     os.kill(child, end)
     os.waitpid(child, 0)
 
-held = Path(sys.argv[1]) / "held"
-for chunks, end in ((1, signal.SIGKILL), (2, signal.SIGINT)):
-    killed(chunks * (CUT - 1000), end)
+for end in (signal.SIGKILL, signal.SIGINT):
+    killed(end)
 
 cases = {"killed twice": pull(source="org/large", cache=held)}
 cases["right"] = pull()
@@ -207,7 +209,7 @@ cases["wrong bytes"] = pull([get | {"damage": True}])
 cases["wrong bytes again"] = again(cases["wrong bytes"])
 cases["a page"] = pull([get | {"body": "<html>", "headers": {"Content-Length": "6"}}])
 cases["a page again"] = again(cases["a page"])
-cases["wrong chart"] = pull([fault("genotype.png", methods="GET", damage=True)])
+cases["wrong chart"] = pull([fault(CHART, methods="GET", damage=True)])
 cases["wrong chart again"] = again(cases["wrong chart"])
 cases["no Hub"] = pull([fault(INFO, body="<html>", headers={"Content-Length": "6"})])
 cases["no codes"] = pull(behaviour={"error_codes": False})
@@ -230,10 +232,11 @@ print(json.dumps(cases))
 TIMEOUTS = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
 
 
-def run_faults(script: str, hub: HubProcess, path: Path, xet: bool = False) -> dict[str, dict]:
-    """What became of each case."""
+def run_faults(script: str, hub: HubProcess, path: Path, xet: bool = False, by_xet: bool = False) -> dict[str, dict]:
+    """What became of each case; with `by_xet` those bytes go wrong that Xet moves."""
     environment = hub.client_environment(path / "home", xet=xet) | TIMEOUTS
-    return run(script, environment, path / "caches", WEIGHTS, INFO, str(CHUNK + 1000))
+    places = (XORBS, XORBS) if by_xet else (WEIGHTS, "genotype.png")
+    return run(script, environment, path / "caches", *places, INFO, str(CHUNK + 1000))
 
 
 @pytest.fixture(scope="module")
@@ -289,10 +292,8 @@ def test_a_cut_download_goes_on_where_it_was_cut(faults):
 
 def test_a_download_goes_on_after_its_process_was_ended(faults):
     case = faults["killed twice"]
-    assert weights_requests(case) == [f"bytes={2 * CHUNK}-"]
-    assert case["said"] == f"org/large: model.safetensors: continuing the download at {2 * CHUNK:,} bytes\n"
+    assert weights_requests(case) == [None], "from its beginning"
     assert (Path(case["result"]) / "model.safetensors").read_bytes() == LARGE
-    assert not case["left"]
 
 
 def test_a_download_with_another_checksum_never_enters_the_cache(faults, home):
@@ -310,17 +311,53 @@ def check_refused(cases: dict[str, dict], home: Path, name: str) -> None:
     assert weights_requests(cases["wrong bytes again"]) == [None]
 
 
-def test_a_client_that_may_use_xet_pulls_the_same_from_a_hub_without_it(hub, home, tmp_path):
+def without_kills(*names: str) -> str:
+    """The script with these cases, and without the processes that are killed."""
     head, *cases = FAULTS.split("\ncases[")
-    chosen = [case for case in cases if case.startswith(('"right"', '"cut"', '"wrong bytes', '"relative'))]
-    head = head.partition("\nheld =")[0] + "\ncases = {}"  # without the processes that are killed
-    script = "\ncases[".join([head, *chosen]) + "\nfor case in cases" + FAULTS.rpartition("\nfor case in cases")[2]
-    found = run_faults(script, hub, tmp_path, xet=True)
+    chosen = [case for case in cases if case.startswith(tuple(f'"{name}' for name in names))]
+    head = head.partition("\nfor end in")[0] + "\ncases = {}"
+    return "\ncases[".join([head, *chosen]) + "\nfor case in cases" + FAULTS.rpartition("\nfor case in cases")[2]
+
+
+def test_a_client_that_may_use_xet_pulls_the_same_from_a_hub_without_it(hub, home, tmp_path):
+    hub.behave(xet=False)
+    found = run_faults(without_kills("right", "cut", "wrong bytes", "relative"), hub, tmp_path, xet=True)
+    hub.behave(xet=True)
     assert contents(Path(found["right"]["result"])) == contents(home / "detector")
     assert weights_requests(found["cut"]) == [None, f"bytes={CHUNK}-"]
     assert found["cut"]["weights"] == len(LARGE)
     assert found["relative redirects"]["weights"] == found["wrong bytes again"]["weights"] == found["right"]["weights"]
     check_refused(found, home, "detector")
+
+
+@pytest.fixture(scope="module")
+def xet_faults(hub, tmp_path_factory):
+    pytest.importorskip("hf_xet")
+    script = without_kills("right", "wrong", "no codes")
+    return run_faults(script, hub, tmp_path_factory.mktemp("xet"), xet=True, by_xet=True)
+
+
+def test_a_model_comes_whole_and_once_by_xet(xet_faults, home):
+    case = xet_faults["right"]
+    assert contents(Path(case["result"])) == contents(home / "detector")
+    assert not weights_requests(case)
+    assert len([path for _, path, _ in case["asked"] if path.startswith(XORBS)]) == 2, "weights and chart"
+    assert xet_faults["right again"]["result"] == case["result"]
+    assert all(path.startswith("/api/models/org/detector") for _, path, _ in xet_faults["right again"]["asked"])
+
+
+@pytest.mark.parametrize("name", ["wrong bytes", "wrong chart"])
+def test_damage_on_the_way_by_xet_is_found_and_the_cache_heals(xet_faults, home, name):
+    assert "org/detector: genotype.png: checksum mismatch: the download's sha256 is " in xet_faults[name]["result"]
+    assert contents(Path(xet_faults[f"{name} again"]["result"])) == contents(home / "detector")
+
+
+def test_a_download_by_xet_is_whole_after_its_process_was_ended(hub, tmp_path):
+    pytest.importorskip("hf_xet")
+    head, end = FAULTS.partition('cases["right"]')[0], "\nfor case in cases"
+    script = head.replace("(signal.SIGKILL, signal.SIGINT)", "(signal.SIGKILL,)") + end + FAULTS.rpartition(end)[2]
+    case = run_faults(script, hub, tmp_path, xet=True, by_xet=True)["killed twice"]
+    assert (Path(case["result"]) / "model.safetensors").read_bytes() == LARGE
 
 
 REASONS = {
@@ -363,7 +400,7 @@ import nats_zoo
 from nats_zoo.detection import create_detector, from_pretrained
 from nats_zoo.base.names import MODEL_FILES
 from nats_zoo.folders.find_genotype import find_genotype
-from nats_zoo.models.named import find_source, genotype_name, weights_name
+from nats_zoo.models.named import find_network, genotype_name
 
 def described(call, *arguments, **options):
     found = call(*arguments, **options)
@@ -391,7 +428,7 @@ body = create_detector(backbone="test_resnet", num_classes=2, genotype="hf-hub:o
 genotypes.append(body.backbone.body.genotype)
 asked = control(forget=True)
 by_genotype = attempt(find_genotype, "org/genotype")
-source = find_source("org/backbone@v1")
+source = find_network("org/backbone@v1")
 errors = {
     name: attempt(from_pretrained, name)
     for name in ("org/nothing", "org/private", "org/newer", "org/other", "org/page", "org/plain", "org/detector@v9")
@@ -406,7 +443,7 @@ errors["nothing"] = attempt(find_genotype, "hf-hub:org/nothing")
 print(json.dumps({
     "same": same, "equal": equal, "genotypes": [genotype.to_dict() for genotype in genotypes],
     "labels": [source.label, genotype_name(genotypes[0]), genotype_name(genotypes[6]),
-               genotype_name(source.genotype), weights_name(source, str(source.folder))],
+               genotype_name(source.genotype), source.weights_name(str(source.folder))],
     "asked for a genotype": by_genotype["asked"], "errors": errors,
 }))
 """

@@ -17,12 +17,9 @@ from nats_zoo.detection import create_detector, save_detector
 from nats_zoo.detection.data.drawn import draw_dataset
 from nats_zoo.folders.find_genotype import find_genotype
 from nats_zoo.models.named import (
-    create_backbone,
-    find_nats_source,
-    find_source,
+    find_nats_network,
+    find_network,
     genotype_name,
-    stage_index,
-    weights_name,
 )
 from tests.support.hub_server import HubProcess
 
@@ -112,17 +109,17 @@ def test_what_is_no_genotype_is_refused(name, words):
     ],
 )
 def test_models_are_found(model, genotype, name, registered):
-    source = find_source(model, genotype)
+    source = find_network(model, genotype)
     assert (source.name, source.registered) == (name, registered)
     assert (source.folder is None) == (model not in ("plain", "backbone", "detector"))
 
 
 def test_a_plain_model_takes_on_the_default_genotype_where_a_plain_one_is_of_no_use():
-    assert find_source("resnet18").genotype is None
-    assert find_nats_source("resnet18").genotype == find_genotype("nats_resnet18")
-    assert find_nats_source("test_resnet", "mine.json").genotype == TINY
+    assert find_network("resnet18").genotype is None
+    assert find_nats_network("resnet18").genotype == find_genotype("nats_resnet18")
+    assert find_nats_network("test_resnet", "mine.json").genotype == TINY
     with pytest.raises(NatsError, match=r"^plain: test_resnet has no default genotype"):
-        find_nats_source("plain")
+        find_nats_network("plain")
 
 
 def change_config(home, tmp_path, change):
@@ -139,7 +136,7 @@ def test_weights_of_another_genotype_are_refused(home, tmp_path):
         config["model_args"]["genotype"]["convs"]["layer2.0.conv2"] = [[48, 2, 2]]
 
     with pytest.raises(NatsError, match="belong to another genotype"):
-        find_source(change_config(home, tmp_path, change))
+        find_network(change_config(home, tmp_path, change))
 
 
 @pytest.mark.parametrize("name", [None, 3, "resnet19"])
@@ -148,7 +145,7 @@ def test_an_unknown_architecture_is_refused(name, home, tmp_path):
         config["model_args"]["architecture"] = name
 
     with pytest.raises(NatsError, match=r"config\.json: the architecture .* is unknown"):
-        find_source(change_config(home, tmp_path, change))
+        find_network(change_config(home, tmp_path, change))
 
 
 # --- networks and weights ---------------------------------------------------------------------------------------------
@@ -158,11 +155,11 @@ def test_an_unknown_architecture_is_refused(name, home, tmp_path):
 @pytest.mark.parametrize("weights", ["plain", "plain.safetensors", "backbone"])
 def test_weights_are_loaded_into_the_regrouped_network(weights):
     images = torch.randn(1, 3, 64, 64)
-    body = create_backbone(find_source("test_resnet", "mine.json"), weights)
+    body = find_network("test_resnet", "mine.json").deploy(weights)
     expected = timm.create_model("local-dir:backbone", pretrained=True, features_only=True, out_indices=(1, 2, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(body(images), expected.eval()(images), strict=True))
     assert body.genotype == TINY
-    plain = create_backbone(find_source("test_resnet"), weights)
+    plain = find_network("test_resnet").deploy(weights)
     assert not torch.allclose(plain(images)[-1], body(images)[-1])
 
 
@@ -170,14 +167,14 @@ def test_weights_are_loaded_into_the_regrouped_network(weights):
 def test_a_folder_brings_its_own_weights_and_classes():
     images = torch.randn(1, 3, 64, 64)
     expected = timm.create_model("local-dir:backbone", pretrained=True).eval()
-    model = create_backbone(find_source("backbone"), with_classifier=True)
+    model = find_network("backbone").deploy(with_classifier=True)
     assert not model.training
     assert torch.equal(model(images), expected(images))
-    assert create_backbone(find_source("plain"), with_classifier=True)(images).shape == (1, 3)
+    assert find_network("plain").deploy(with_classifier=True)(images).shape == (1, 3)
 
 
 def test_a_detectors_backbone_is_its_networks(home):
-    body = create_backbone(find_source("detector"))
+    body = find_network("detector").deploy()
     assert any(isinstance(module, RegroupedConv2d) for module in body.modules())
     tensors = load_file(home / "detector" / "model.safetensors")
     for key, value in body.state_dict().items():
@@ -188,7 +185,7 @@ def test_a_detectors_backbone_is_its_networks(home):
 def test_random_weights_leave_no_residual_branch_switched_off():
     asleep = timm.create_model("resnet18")
     assert not asleep.layer1[0].bn2.weight.any()
-    model = find_source("nats_resnet18").create("random")
+    model = find_network("nats_resnet18").create("random")
     assert (model.layer1[0].bn2.weight == 1).all()
 
 
@@ -204,29 +201,29 @@ def test_random_weights_leave_no_residual_branch_switched_off():
 )
 def test_weights_that_do_not_fit_are_refused(model, weights, words):
     with pytest.raises(NatsError, match=words):
-        create_backbone(find_source(model), weights)
+        find_network(model).deploy(weights)
 
 
 def test_weights_without_a_classifier_give_no_logits():
     with pytest.raises(NatsError, match=r"fc\.weight is missing"):
-        create_backbone(find_source("nats_resnet18"), "detector", with_classifier=True)
+        find_network("nats_resnet18").deploy("detector", with_classifier=True)
 
 
 def test_stages_are_counted_by_stride():
-    source = find_source("nats_resnet18")
-    assert [stage_index(source, stage) for stage in (1, 2, 3, 4)] == [1, 2, 3, 4]
-    assert [stage_index(find_source("convnext_atto"), stage) for stage in (1, 4)] == [0, 3]
+    source = find_network("nats_resnet18")
+    assert [source.stage_index(stage) for stage in (1, 2, 3, 4)] == [1, 2, 3, 4]
+    assert [find_network("convnext_atto").stage_index(stage) for stage in (1, 4)] == [0, 3]
     with pytest.raises(NatsError, match=r"^stage: nats_resnet18 has maps of the stages \[0, 1, 2, 3, 4\], not of 5"):
-        stage_index(source, 5)
+        source.stage_index(5)
 
 
 def test_weights_have_names():
-    source = find_source("nats_resnet18")
-    assert weights_name(source, "random") == "random"
-    assert weights_name(source, "pretrained") == "resnet18.tv_in1k"
-    assert weights_name(find_source("nats_resnet50.a1_in1k"), "pretrained") == "resnet50.a1_in1k"
-    assert weights_name(source, "./plain") == "plain"
-    assert weights_name(source, "org/name") == "org/name"
+    source = find_network("nats_resnet18")
+    assert source.weights_name("random") == "random"
+    assert source.weights_name("pretrained") == "resnet18.tv_in1k"
+    assert find_network("nats_resnet50.a1_in1k").weights_name("pretrained") == "resnet50.a1_in1k"
+    assert source.weights_name("./plain") == "plain"
+    assert source.weights_name("org/name") == "org/name"
 
 
 # --- the Hub ----------------------------------------------------------------------------------------------------------
@@ -242,8 +239,8 @@ api.upload_file(
 """
 PULL = """
 import sys, torch
-from nats_zoo.models.named import find_source
-model = find_source("test_resnet", sys.argv[1]).create("pretrained")
+from nats_zoo.models.named import find_network
+model = find_network("test_resnet", sys.argv[1]).create("pretrained")
 print(model.conv1[0].weight.double().sum().item())
 """
 

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from nats_zoo import Genotype, GenotypeError, RegroupedConv2d, to_plain, transform
-from nats_zoo.genotype.runs import runs_from_channels
+from nats_zoo.genotype.runs import Runs
 from nats_zoo.networks.deploy import in_form
 from nats_zoo.networks.deployed_conv import DeployedConv2d
 from nats_zoo.networks.regrouped_conv import RegroupedConv2dSame
@@ -51,7 +51,7 @@ def draw_genotype(model, architecture, seed):
         conv = model.get_submodule(name)
         units = conv.groups if conv.groups > 1 else conv.out_channels
         drawn = [rng.choice(DILATIONS) for _ in range(units)]
-        convs[name] = runs_from_channels(d for d in drawn for _ in range(conv.out_channels // units))
+        convs[name] = Runs.of(drawn, each=conv.out_channels // units)
         gains[name] = [rng.uniform(0.5, 1.5) for _ in convs[name]]
     return Genotype(architecture, convs, gains)
 
@@ -209,6 +209,30 @@ def test_what_can_not_be_absorbed_keeps_the_general_form(options):
     deployed = reparameterize_model(model)
     assert difference(deployed(x), y) < 1e-9
     assert deployed[0].conv2.runs == model[0].conv2.runs
+
+
+@pytest.mark.parametrize("dilations", [[(1, 3)], [(1, 1), (3, 3)], [(2, 1), (3, 1), (4, 1)]], ids=str)
+@every_network
+def test_gradients_flow_through_the_deployment_form(name, dilations, build):
+    """As for saliency maps: timm's blocks add their shortcut in place, to what a convolution of few dilations gives."""
+    architecture, options = NETWORKS[name]
+    model = build(architecture, **options)
+    convs = {}
+    for conv in (name for names in searchable_convs(model).values() for name in names):
+        module = model.get_submodule(conv)
+        units = module.groups if module.groups > 1 else module.out_channels
+        cut = units // len(dilations) * (module.out_channels // units)
+        sizes = [cut] * (len(dilations) - 1) + [module.out_channels - cut * (len(dilations) - 1)]
+        convs[conv] = [[size, *dilation] for size, dilation in zip(sizes, dilations, strict=True)]
+    model = transform(model, Genotype(architecture, convs))
+    gradients = []
+    for form in (model, reparameterize_model(model)):
+        x = images().requires_grad_()
+        form(x).square().sum().backward()
+        gradients.append(x.grad)
+    assert difference(gradients[1], gradients[0]) < 1e-9
+    with torch.no_grad():
+        assert difference(reparameterize_model(model)(images()), model(images())) < 1e-9
 
 
 @torch.no_grad()

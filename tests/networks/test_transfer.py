@@ -228,9 +228,9 @@ def test_convolutions_that_lie_in_no_stage_are_left_out_and_named():
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "unknown target": (R50, "resnet5000", "'resnet5000' is no timm model"),
-    "no target": (R50, None, "None is no timm model"),
-    "a hub's model": (R50, "hf-hub:timm/resnet18", "is no timm model"),
+    "unknown target": (R50, "resnet5000", "timm has no model 'resnet5000'"),
+    "no target": (R50, None, "timm has no model None"),
+    "a hub's model": (R50, "hf-hub:timm/resnet18", "timm has no model"),
     "nothing to regroup": (
         R50,
         "vit_tiny_patch16_224",
@@ -255,7 +255,7 @@ def test_refuses(convs, target, words):
 
 
 def test_refuses_an_unknown_source():
-    with pytest.raises(GenotypeError, match="'resnet5000' is no timm model"):
+    with pytest.raises(GenotypeError, match="timm has no model 'resnet5000'"):
         Genotype("resnet5000", {}).transfer("resnet50")
 
 

@@ -15,13 +15,11 @@ from PIL import Image
 from nats_zoo import NatsError
 from nats_zoo.detection.runs.curves import training_curves
 from nats_zoo.genotype.genotype import Genotype
-from nats_zoo.genotype.runs import Run
+from nats_zoo.genotype.runs import Dilation, Run
 from nats_zoo.pictures.erf_picture import erf_picture
 from nats_zoo.pictures.genotype_chart import (
     dilation_colour,
     dilation_hatch,
-    dilation_kind,
-    dilation_name,
     genotype_chart,
 )
 from nats_zoo.search.report.pictures import alpha_heatmaps, prediction_scatter, score_heatmaps, search_curves
@@ -115,7 +113,7 @@ def test_colours_say_direction_by_hue_and_differ_for_all_of_inception_convolutio
 
 
 def test_names_are_height_by_width():
-    assert [dilation_name(d) for d in [(1, 1), (3, 3), (1, 3), (3, 1)]] == ["1", "3", "1×3", "3×1"]
+    assert [Dilation(*d).name() for d in [(1, 1), (3, 3), (1, 3), (3, 1)]] == ["1", "3", "1×3", "3×1"]
 
 
 def test_charts_grow_with_the_number_of_convolutions(tmp_path):
@@ -449,7 +447,7 @@ def test_a_scatter_needs_a_trial(tmp_path):
     [((1, 1), "plain"), ((3, 3), "isotropic"), ((1, 3), "wide"), ((2, 4), "wide"), ((5, 1), "tall"), ((3, 2), "tall")],
 )
 def test_kinds_of_dilations(dilation, kind):
-    assert dilation_kind(dilation) == kind
+    assert Dilation(*dilation).kind() == kind
 
 
 def test_heatmaps_of_many_convolutions_with_different_candidates(tmp_path):

@@ -127,26 +127,42 @@ def test_a_loaded_backbone_is_saved_again_as_it_was(folder, tmp_path, image):
 
 
 def test_the_metadata_carries_the_fingerprint(folder):
-    metadata = weights_file.safetensors_metadata(folder / "model.safetensors")
-    assert metadata["genotype_sha256"] == random_genotype(1).fingerprint()
-    weights_file.check_fingerprint(folder / "model.safetensors", random_genotype(1))
+    weights = weights_file.WeightsFile(folder / "model.safetensors")
+    assert weights.metadata == {"genotype_sha256": random_genotype(1).fingerprint()}, "one key: equal files"
+    weights.check_fingerprint(random_genotype(1))
     for other in (random_genotype(2), None):
         with pytest.raises(NatsError, match="another genotype"):
-            weights_file.check_fingerprint(folder / "model.safetensors", other)
+            weights.check_fingerprint(other)
+
+
+def test_the_same_backbone_saved_twice_gives_equal_files(folder, tmp_path):
+    for number in range(4):
+        again = nats_zoo.save_backbone(nats_zoo.from_pretrained(folder), tmp_path / str(number))
+        for name in ("model.safetensors", "config.json", "genotype.png"):
+            assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_weights_of_an_earlier_version_with_several_metadata_load(folder, tmp_path, image):
+    expected = run(nats_zoo.from_pretrained(folder), image)
+    copy = shutil.copytree(folder, tmp_path / "earlier")
+    path = copy / "model.safetensors"
+    earlier = {"format": "pt", "nats_zoo": "0.1.0", "genotype_sha256": random_genotype(1).fingerprint()}
+    save_file(load_file(path), path, earlier)
+    assert torch.equal(run(nats_zoo.from_pretrained(copy), image), expected)
 
 
 def test_weights_of_a_plain_network_are_marked_as_such(tmp_path):
     path = tmp_path / "model.safetensors"
     weights_file.save_weights({"weight": torch.ones(2, 3).t()}, path, None)
-    weights_file.check_fingerprint(path, None)
+    weights_file.WeightsFile(path).check_fingerprint(None)
     assert torch.equal(load_file(path)["weight"], torch.ones(3, 2))
     with pytest.raises(NatsError, match="another genotype"):
-        weights_file.check_fingerprint(path, random_genotype(1))
+        weights_file.WeightsFile(path).check_fingerprint(random_genotype(1))
 
 
 def rewrite_weights(folder: Path, change, keep_metadata: bool = True) -> None:
     path = folder / "model.safetensors"
-    metadata = weights_file.safetensors_metadata(path) if keep_metadata else None
+    metadata = weights_file.WeightsFile(path).metadata if keep_metadata else None
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata)

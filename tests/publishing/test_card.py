@@ -194,6 +194,36 @@ def test_what_the_publisher_states_goes_into_metadata_and_table(masked):
     assert "| training data | CC BY 4.0 \\| by hand (org/pets) |" in changed
 
 
+def test_what_was_written_into_a_card_by_hand_stays(masked):
+    before = (masked / "README.md").read_text(encoding="utf-8")
+    card = (
+        before.replace("## Use\n", "## Thanks\n\n| this model | is Ann's |\n\n## Use\n")
+        + "\n## See also\n\nThe paper.\n"
+    )
+    text = CardOptions(license="mit").fill(card, "card")
+    assert "| this model | mit |" in text
+    stated = CardOptions(license="mit").fill(before, "card")
+    assert (
+        text
+        == stated.replace("## Use\n", "## Thanks\n\n| this model | is Ann's |\n\n## Use\n")
+        + "\n## See also\n\nThe paper.\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ["any", "variant", "detector", "genotype"])
+def test_a_card_of_an_earlier_version_is_filled_in_from_what_it_says(kind):
+    path = Path(__file__).parents[1] / "whole" / "saved_by_0_1_0" / kind / "README.md"
+    card = path.read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (this model|training data|base weights) \| (.*) \|$", card, re.M))
+    text = CardOptions(license="mit", dataset="org/pets").fill(card, str(path))
+    expected = {**rows, "this model": "mit", "training data": f"{rows['training data']} (org/pets)"}
+    assert dict(re.findall(r"^\| (this model|training data|base weights) \| (.*) \|$", text, re.M)) == expected
+    assert ModelCard(text).data.license == "mit"
+    assert (
+        text.partition("\n# ")[2].partition("## Licences")[0] == card.partition("\n# ")[2].partition("## Licences")[0]
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nats_zoo import Genotype, NatsError, transform
 from nats_zoo.cli import commands as cli
 from nats_zoo.genotype.provenance import CONTROL_METHODS, SEARCH_METHODS
-from nats_zoo.genotype.runs import parse_dilation
+from nats_zoo.genotype.runs import Dilation
 from nats_zoo.search import SPACES, SearchError
 from nats_zoo.search.controls import (
     Searchable,
@@ -298,7 +298,7 @@ def test_shuffling_takes_a_published_genotype_and_refuses_one_that_does_not_fit(
 @pytest.mark.parametrize("text", ["3", "3x", "x3", "0x1", "1x-1", "1x3x5", "axb", "1x1025", "²x1"])
 def test_text_that_is_no_dilation_is_refused(text):
     with pytest.raises(NatsError, match=r"^dilation: expected"):
-        parse_dilation(text)
+        Dilation.parse(text)
 
 
 def test_shares_from_plain_data():

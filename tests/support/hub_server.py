@@ -1,7 +1,7 @@
 """A Hugging Face Hub for model repositories on the loopback interface, for the tests.
 
 It speaks as much of the Hub's HTTP protocol as the unmodified `huggingface_hub` client and timm use to publish and to
-pull. In the test's own process:
+pull, and moves large files by plain HTTP (LFS) or by Xet, as its client prefers. In the test's own process:
 
     with HubServer() as hub:
         subprocess.run([...], env=hub.client_environment(home))
@@ -12,12 +12,12 @@ that serve connections which are already open):
     with HubProcess(root) as hub:
         ...
 
-or by hand, `python tests/support/hub_server.py --root DIR`, which prints its port on one line.
+or by hand, `python -m tests.support.hub_server --root DIR`, which prints its port on one line.
 
 Both can be told to misbehave, and what they were asked:
 
     hub.inject(Fault(path="/resolve/.*safetensors", status=429, headers={"Retry-After": "1"}, times=2))
-    hub.behave(error_codes=False, redirects="relative")
+    hub.behave(error_codes=False, redirects="relative", xet=False)
     hub.requests()
 """
 
@@ -44,6 +44,10 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import yaml
 
+from tests.support import xet
+
+ROOT = Path(__file__).resolve().parents[2]
+
 OWNER_TOKEN = "hf_owner"
 STRANGER_TOKEN = "hf_stranger"
 # What a token's bearer may write: the bearer's own namespace, then organisations.
@@ -51,6 +55,7 @@ TOKENS = {OWNER_TOKEN: ("owner", "org", "timm"), STRANGER_TOKEN: ("stranger",)}
 
 LFS_MIN_BYTES = 10_000_000
 
+XET_PATHS = ("/v1/", "/v2/", "/xet/")
 CONTROL = "/_control"  # where a test reads the log of requests, and says what shall go wrong
 
 
@@ -98,7 +103,7 @@ class Fault:
         delay: seconds before the answer begins.
         cut: after so many bytes of the body the connection is closed.
         stall: after so many bytes of the body nothing comes for `stall_seconds`.
-        damage: the first byte of the body is another one.
+        damage: the last byte of the body is another one.
         done_first: with a status: the request is carried out all the same, as when only its answer was lost.
     """
 
@@ -121,7 +126,7 @@ class Fault:
     def change(self, reply: Reply) -> Reply:
         body = reply.body if self.body is None else self.body.encode()
         if self.damage and body:
-            body = bytes([body[0] ^ 1]) + body[1:]
+            body = body[:-1] + bytes([body[-1] ^ 1])
         return Reply(self.status or reply.status, body, {**reply.headers, **self.headers})
 
 
@@ -132,11 +137,13 @@ class Behaviour:
     Attributes:
         error_codes: errors say their kind in `X-Error-Code`.
         redirects: `resolve` answers with a redirect to another path of the same host: "absolute", "relative" or None.
+        xet: large files go by Xet to and from clients that want it so, as today; else only by plain HTTP.
         gated: repositories of which anybody sees the metadata but only some users read the files, and which users.
     """
 
     error_codes: bool = True
     redirects: str | None = None
+    xet: bool = True
     gated: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -159,6 +166,7 @@ class File:
         if self.lfs:
             pointer = lfs_pointer(self.sha256, self.size)
             entry["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": len(pointer)}
+            entry["xetHash"] = xet.file_hash(self.sha256)
         return entry
 
 
@@ -227,13 +235,18 @@ def upload_mode(file: Mapping) -> str:
 
 
 class Store:
-    """Repositories and their files' contents, in a folder: `objects/SHA256` and `repos/NAMESPACE/NAME.json`."""
+    """Repositories, their files' contents and what was uploaded by Xet, in a folder.
+
+    `repos/NAMESPACE/NAME.json`, `objects/SHA256` and `xorbs/HASH`.
+    """
 
     def __init__(self, root: Path):
         self.lock = threading.RLock()
         self._objects = root / "objects"
         self._repos = root / "repos"
-        self._objects.mkdir(parents=True, exist_ok=True)
+        self.xorbs = root / "xorbs"
+        for folder in (self._objects, self.xorbs):
+            folder.mkdir(parents=True, exist_ok=True)
         self.repos = {repo.id: repo for repo in map(self._load, sorted(self._repos.glob("*/*.json")))}
 
     @staticmethod
@@ -259,6 +272,13 @@ class Store:
         sha256 = hashlib.sha256(content).hexdigest()
         (self._objects / sha256).write_bytes(content)
         return sha256
+
+    def find_xet(self, name: str) -> bytes:
+        """The content of what Xet calls `name`."""
+        for path in self._objects.iterdir():
+            if xet.file_hash(path.name) == name:
+                return path.read_bytes()
+        raise HubError(HTTPStatus.NOT_FOUND, "", f"no such file: {name}")
 
     def add_file(self, content: bytes) -> File:
         return File(self.write(content), len(content), git_blob_oid(content), lfs=False)
@@ -412,7 +432,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def _authenticate(self) -> tuple[str | None, tuple[str, ...]]:
         header = self.headers.get("Authorization")
-        if header is None:
+        if header is None or self.path.startswith(XET_PATHS):  # the token for Xet's storage is no user's
             return None, ()
         namespaces = self.server.tokens.get(header.removeprefix("Bearer "))
         if namespaces is None:
@@ -485,6 +505,7 @@ class HubHandler(BaseHTTPRequestHandler):
         oid = model.resolve(rev or "main")
         siblings = [
             {"rfilename": path, "size": file.size, "blobId": file.oid}
+            | ({"lfs": {**file.describe(path)["lfs"], "sha256": file.sha256}} if file.lfs else {})
             for path, file in model.commits[oid].files.items()
         ]
         info = {"id": repo, "modelId": repo, "sha": oid, "private": model.private, "siblings": siblings}
@@ -494,7 +515,7 @@ class HubHandler(BaseHTTPRequestHandler):
     @route("GET", "/api/models/{repo}/tree/{rev}(?:/{path})?")
     def tree(self, repo: str, rev: str, path: str | None) -> Reply:
         model = self._readable(repo)
-        entries = tree_entries(model.commits[model.resolve(rev)].files)
+        entries = self._entries(model, rev)
         if path is not None and path not in entries:
             raise HubError(HTTPStatus.NOT_FOUND, "EntryNotFound", f"{path} does not exist on {rev}")
         folder = PurePosixPath(path or ".")
@@ -510,8 +531,13 @@ class HubHandler(BaseHTTPRequestHandler):
     @route("POST", "/api/models/{repo}/paths-info/{rev}")
     def paths_info(self, repo: str, rev: str) -> Reply:
         model = self._readable(repo)
-        entries = tree_entries(model.commits[model.resolve(rev)].files)
+        entries = self._entries(model, rev)
         return Reply.json([entries[path] for path in parse_qs(self.body.decode())["paths"] if path in entries])
+
+    def _entries(self, model: Repo, rev: str) -> dict[str, dict]:
+        entries = tree_entries(model.commits[model.resolve(rev)].files)
+        hidden = () if self.server.behaviour.xet else ("xetHash",)
+        return {path: {k: v for k, v in entry.items() if k not in hidden} for path, entry in entries.items()}
 
     @route("GET", "/api/models/{repo}/commits/{rev}")
     def commits(self, repo: str, rev: str) -> Reply:
@@ -635,18 +661,65 @@ class HubHandler(BaseHTTPRequestHandler):
         headers |= {"ETag": f'"{file.etag}"', "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
         if file.lfs:
             headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
+        if file.lfs and self.server.behaviour.xet:
+            refresh = f"{self._url}/api/models/{model.id}/xet-read-token/{oid}"
+            headers |= {"X-Xet-Hash": xet.file_hash(file.sha256), "X-Xet-Refresh-Route": refresh}
         return self._content(self.store.read(file.sha256), headers)
 
-    def _content(self, content: bytes, headers: dict[str, str]) -> Reply:
+    def _range(self, size: int) -> tuple[int, int] | None:
+        """The first and the last byte that are asked for of so many; None: all."""
         requested = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if requested is None:
-            return Reply(HTTPStatus.OK, content, headers)
-        first, last = int(requested[1]), min(int(requested[2] or len(content)), len(content) - 1)
+            return None
+        first, last = int(requested[1]), min(int(requested[2] or size), size - 1)
         if first > last:
-            unsatisfied = {"Content-Range": f"bytes */{len(content)}"}
+            unsatisfied = {"Content-Range": f"bytes */{size}"}
             raise HubError(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "", "range beyond the end", unsatisfied)
+        return first, last
+
+    def _content(self, content: bytes, headers: dict[str, str]) -> Reply:
+        requested = self._range(len(content))
+        if requested is None:
+            return Reply(HTTPStatus.OK, content, headers)
+        first, last = requested
         headers |= {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
         return Reply(HTTPStatus.PARTIAL_CONTENT, content[first : last + 1], headers)
+
+    # Xet
+
+    @route("GET", "/api/models/{repo}/xet-(?P<access>read|write)-token/{rev}")
+    def xet_token(self, repo: str, access: str, rev: str) -> Reply:
+        model = self._readable(repo) if access == "read" else self._writable(repo)
+        self._check_access(model)
+        if not self.server.behaviour.xet:
+            raise HubError(HTTPStatus.NOT_FOUND, "", "no Xet here")
+        found = {"casUrl": self._url, "accessToken": f"xet_{access}", "exp": int(time.time()) + 3600}
+        names = {"casUrl": "X-Xet-Cas-Url", "accessToken": "X-Xet-Access-Token", "exp": "X-Xet-Token-Expiration"}
+        return Reply.json(found, headers={names[key]: str(value) for key, value in found.items()})
+
+    @route("POST", "/v1/xorbs/[^/]+/{oid}")
+    def upload_xorb(self, oid: str) -> Reply:
+        is_new = not (self.store.xorbs / oid).exists()
+        (self.store.xorbs / oid).write_bytes(self.body)
+        return Reply.json({"was_inserted": is_new})
+
+    @route("POST", "/v1/shards")
+    def upload_shard(self) -> Reply:
+        for sha256, segments in xet.read_shard(self.body):
+            content = xet.assemble(segments, lambda xorb: (self.store.xorbs / xorb).read_bytes())
+            if self.store.write(content) != sha256:
+                raise HubError(HTTPStatus.BAD_REQUEST, "BadRequest", f"the uploaded bytes are not those of {sha256}")
+        return Reply.json({"result": 1})
+
+    @route("GET", "/v1/reconstructions/{oid}")
+    def reconstruct(self, oid: str) -> Reply:
+        size = len(self.store.find_xet(oid))
+        first, last = self._range(size) or (0, size - 1)
+        return Reply.json(xet.reconstruction(oid, f"{self._url}/xet/xorbs/{oid}", size, first, last))
+
+    @route("GET", "/xet/xorbs/{oid}")
+    def download_xorb(self, oid: str) -> Reply:
+        return self._content(xet.pack(self.store.find_xet(oid)), {"Content-Type": "application/octet-stream"})
 
     # Listing
 
@@ -730,7 +803,7 @@ def client_environment(url: str, home: Path, token: str | None = OWNER_TOKEN, xe
     """Environment of a process whose Hub is at `url` and whose cache is in the folder `home`.
 
     The client reads these variables when it is imported, so they can not be set later. With the token None the
-    client is anonymous. With xet the client may use that protocol, of which this Hub has nothing.
+    client is anonymous. With xet the client moves large files by that protocol, as it does by default.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     environment = inherited | {
@@ -787,8 +860,8 @@ class HubProcess(AbstractContextManager, Controls):
     """A Hub in a process of its own, which `stop` ends for good: from then on its clients are offline."""
 
     def __init__(self, root: Path):
-        command = [sys.executable, __file__, "--root", str(root)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "tests.support.hub_server", "--root", str(root.resolve())]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
 
     def client_environment(self, home: Path, token: str | None = OWNER_TOKEN, xet: bool = False) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import nats_zoo
 from huggingface_hub import HfApi
 sys.path.insert(0, sys.argv[1])
-from tests.hub_server import Controls, Fault
+from tests.support.hub_server import Controls, Fault
 
 class Hub(Controls):
     url = os.environ["HF_ENDPOINT"]
@@ -44,7 +44,7 @@ def publish(repo, *faults, **options):
     commits = [commit.title for commit in api.list_repo_commits(repo)]
     return {"result": result, "said": said.getvalue(), "seconds": seconds, "asked": asked, "commits": len(commits)}
 """
-CASES = """
+KILLED = """
 def killed(fault):
     "The number of commits when a process of its own was killed that met this fault; before the client's first use."
     hub.inject(fault)
@@ -65,7 +65,10 @@ def killed(fault):
     request = urllib.request.Request(hub.url + "/api/models/org/killed/commits/main",
                                      headers={"Authorization": "Bearer " + os.environ["HF_TOKEN"]})
     return len(json.load(urllib.request.urlopen(request)))
-
+"""
+CASES = (
+    KILLED
+    + """
 UPLOAD, SOON, LATER = "/lfs/[0-9a-f]*$", {"Retry-After": "0"}, {"Retry-After": "1"}
 commits = [
     killed(Fault(UPLOAD, "PUT", delay=100)),
@@ -89,7 +92,31 @@ found["upload"] = publish("org/upload", Fault(UPLOAD, "PUT", times=1, status=500
                           Fault("/commit/", times=1, status=429, headers=SOON))
 print(json.dumps(found))
 """
+)
 XET = 'print(json.dumps(publish("org/one")))'
+BY_XET = (
+    KILLED
+    + """
+commits = [
+    killed(Fault("/v1/xorbs/", "POST", delay=100)),
+    killed(Fault("/v1/shards", "POST", delay=100)),
+    killed(Fault("/commit/", delay=100)),
+]
+found = {
+    "killed": publish("org/killed", tag="v1") | {"before": commits},
+    "again": publish("org/killed"),
+    "failed": publish("org/failed", Fault("/commit/", status=500)),
+}
+from nats_zoo.folders.model_folder import model_files
+from nats_zoo.hub.client import resolve_folder
+
+found["files"] = [path.name for path in model_files(resolve_folder("org/killed"))]
+pulled = nats_zoo.from_pretrained("org/killed@v1").state_dict()
+kept = nats_zoo.from_pretrained(sys.argv[2]).state_dict()
+found["pulled"] = all(bool((kept[name] == tensor).all()) for name, tensor in pulled.items())
+print(json.dumps(found))
+"""
+)
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +195,25 @@ def test_a_killed_publisher_leaves_nothing_half_done_and_is_repeated(cases):
 
 def test_a_client_that_may_use_xet_publishes_to_a_hub_without_it(folder, tmp_path):
     with HubProcess(tmp_path / "hub") as hub:
+        hub.behave(xet=False)
         found = run(XET, hub, tmp_path, folder, xet=True)
     assert found["result"].startswith(f"{hub.url}/org/one/commit/")
     assert found["commits"] == 2
     can_xet = find_spec("hf_xet") is not None  # which came with the client only later
     assert any("xet-write-token" in path for _, path, _ in found["asked"]) == can_xet
     assert any(method == "PUT" for method, _, _ in found["asked"])
+
+
+def test_publishing_and_pulling_by_xet_are_whole_after_a_publisher_was_killed(folder, tmp_path):
+    pytest.importorskip("hf_xet")
+    with HubProcess(tmp_path / "hub") as hub:
+        found = run(BY_XET, hub, tmp_path, folder, xet=True)
+    assert found["killed"]["before"] == [1, 1, 1], "killed while uploading bytes, their places, and while committing"
+    assert "/commit/" in found["killed"]["result"]
+    assert found["killed"]["commits"] == 2
+    assert not any(method == "PUT" for method, _, _ in found["killed"]["asked"]), "no plain upload"
+    assert found["again"]["result"].startswith("nothing changed, ")
+    assert found["pulled"]
+    assert found["files"] == ["README.md", "config.json", "genotype.png", "model.safetensors"], "to be published again"
+    assert found["failed"]["commits"] == 1
+    assert found["failed"]["result"].endswith("status 500; its repository is there, without files of a model")

@@ -304,15 +304,14 @@ def json_kinds(root: Path, models: Models) -> dict[str, Kind]:
     from nats_zoo import Genotype
     from nats_zoo.detection import from_pretrained
     from nats_zoo.detection.models.folder import read_detector_config
-    from nats_zoo.folders.model_folder import read_config
-    from nats_zoo.models.saved import config_genotype
+    from nats_zoo.folders.model_folder import ModelFolder
 
     backbone, detector = models.backbone, models.detector
     of_backbone, of_detector = (json.loads((folder / CONFIG).read_text()) for folder in (backbone, detector))
     one, two, three = root / "detector configs", root / "backbone configs", root / "genotypes"
 
     def read_backbone() -> None:
-        config_genotype(read_config(two), two / CONFIG)
+        str(ModelFolder.open(two).genotype)
 
     def load_genotype() -> None:
         str(Genotype.load(three / "g.json"))
@@ -337,8 +336,7 @@ def safetensors_kind(folder: Path, genotype: Any) -> Kind:
     good = path.read_bytes()
 
     def read() -> None:
-        weights_file.tensor_shapes(path)
-        weights_file.safetensors_metadata(path)
+        weights_file.WeightsFile(path)
         weights_file.load_weights(path)
 
     return Kind(folder, lambda rng: path.write_bytes(damaged_safetensors(rng, good)), read)

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 import nats_zoo
 from nats_zoo import Genotype, GenotypeError, NatsError
 from nats_zoo.base.errors import redact
-from nats_zoo.base.files import MOST_BYTES, MOST_YAML_VALUES, read_json, read_yaml
+from nats_zoo.base.files import MAX_BYTES, MAX_YAML_VALUES, read_json, read_yaml
 from nats_zoo.cli import main
 from nats_zoo.detection import create_detector, from_pretrained, save_detector
 from nats_zoo.detection.data.defects import DataError
@@ -36,9 +36,9 @@ from nats_zoo.detection.models.config import DetectorConfig
 from nats_zoo.detection.prediction.predict import _name_outputs
 from nats_zoo.detection.runs.folder import Checkpoint, RunError, RunFolder
 from nats_zoo.folders import weights_file
-from nats_zoo.folders.limits import MOST_CLASSES, MOST_MODULES, MOST_NUMBER, limited_size, on_meta
+from nats_zoo.folders.limits import MAX_CLASSES, MAX_MODULES, MAX_NUMBER, limited_size, on_meta
 from nats_zoo.folders.model_folder import model_files
-from nats_zoo.models.named import find_source
+from nats_zoo.models.named import find_network
 from nats_zoo.publishing.genotype import genotype_files, save_genotype_folder
 from nats_zoo.search.space import find_space
 from tests.support.hub_server import OWNER_TOKEN, HubServer
@@ -216,7 +216,7 @@ def test_a_model_folder_that_holds_a_pickle_instead_of_weights(models, tmp_path,
     pickled(folder / name, marker)
     load = nats_zoo.from_pretrained if kind == "backbone" else from_pretrained
     assert "model.safetensors" in refusal(load, folder)
-    assert "model.safetensors" in refusal(lambda: find_source(str(folder)).create(str(folder), features_only=True))
+    assert "model.safetensors" in refusal(lambda: find_network(str(folder)).create(str(folder), features_only=True))
     with pytest.raises((RuntimeError, ValueError, KeyError, SafetensorError)):  # timm's own way in
         timm.create_model(f"local-dir:{folder}", pretrained=True)
 
@@ -352,7 +352,7 @@ def test_voc_names_lose_their_folders(pictures):
     (root / "ImageSets").mkdir()
     (root / "ImageSets" / "train.txt").write_text("a\n../../secret\n/etc/passwd\n")
     raw = read_voc(root, "train")
-    assert [image["file_name"] for image in raw.images] == ["a.png"]
+    assert [image.file_name for image in raw.images] == ["a.png"]
     assert {defect.reason for defect in raw.defects} == {"missing annotation file"}
 
 
@@ -361,10 +361,10 @@ def test_yolo_reads_images_and_labels_where_its_yaml_says_and_no_other_files(pic
     (pictures / "disk" / "b.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     data = pictures / "set" / "data.yaml"
     data.write_text(f"train: {pictures / 'disk'}\nnames: [cat]\n")
-    assert [image["file_name"] for image in read_yolo(data, "train").images] == [str(pictures / "disk" / "b.png")]
+    assert [image.file_name for image in read_yolo(data, "train").images] == [str(pictures / "disk" / "b.png")]
     (pictures / "set" / "list.txt").write_text("/etc/passwd\n")
     data.write_text("train: list.txt\nnames: [cat]\n")
-    assert "expected the path of an image, got '/etc/passwd'" in refusal(read_yolo, data, "train")
+    assert "expected the path of an image, found '/etc/passwd'" in refusal(read_yolo, data, "train")
 
 
 @pytest.mark.parametrize("name", ["a.png", "..png", "...png", "....png.png", "-rf.png", "a\\..\\b.png", " .png"])
@@ -425,10 +425,10 @@ BAD_ARGUMENTS = {
     ),
     "a place to write": ({"cache_dir": "/elsewhere"}, "cache_dir: is no argument of a network"),
     "a device": ({"device": "cuda:7"}, "device: is no argument of a network"),
-    "deep": ({"layers": [10**9, 1, 1, 1]}, f"layers: expected numbers of at most {MOST_NUMBER}"),
+    "deep": ({"layers": [10**9, 1, 1, 1]}, f"layers: expected numbers of at most {MAX_NUMBER}"),
     "deeper than modules may be": ({"layers": [4096, 1, 1, 1]}, "asks for a network of over"),
     "wide": ({"stem_width": 4096, "stem_type": "deep"}, "config.json expects"),
-    "many classes": ({"num_classes": 10**9}, f"num_classes: expected an integer from 0 to {MOST_CLASSES}"),
+    "many classes": ({"num_classes": 10**9}, f"num_classes: expected an integer from 0 to {MAX_CLASSES}"),
     "many values": ({"layers": [1] * 600}, "expected at most 512 values"),
     "nested": ({"block_args": {"a": {"b": {"c": {"d": {"e": {"f": {"g": 1}}}}}}}}, "nested too deeply"),
     "NaN": ({"drop_rate": float("nan")}, "drop_rate: expected numbers"),
@@ -466,7 +466,7 @@ def test_a_plain_networks_config_can_not_ask_for_it_either(tmp_path, kind):
     arguments, words = BAD_ARGUMENTS[kind]
     tmp_path.joinpath("config.json").write_text(json.dumps({"architecture": "test_resnet", "model_args": arguments}))
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "model.safetensors")
-    assert words in refusal(find_source, str(tmp_path))
+    assert words in refusal(find_network, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -536,8 +536,8 @@ def test_the_count_of_a_networks_size_ends_with_its_block_and_is_of_its_thread()
     with pytest.raises(NatsError, match="over 10 parameters"), limited_size("x", most_elements=10):
         torch.nn.Linear(5, 5)
     torch.nn.Linear(5, 5)
-    with pytest.raises(NatsError, match=f"over {MOST_MODULES:,} modules"), on_meta("x"):
-        torch.nn.ModuleList(torch.nn.Identity() for _ in range(MOST_MODULES + 1))
+    with pytest.raises(NatsError, match=f"over {MAX_MODULES:,} modules"), on_meta("x"):
+        torch.nn.ModuleList(torch.nn.Identity() for _ in range(MAX_MODULES + 1))
     with limited_size("x", most_elements=10):
         other = threading.Thread(target=lambda: built.append(torch.nn.Linear(5, 5)))
         built: list = []
@@ -566,7 +566,7 @@ def test_a_genotype_of_a_newer_format_says_what_to_do(tmp_path):
         ("[" * 90 + "]" * 90, "nested too deeply, expected at most 80 levels"),
         ('{"a": 1, "a": 2}', "key 'a' appears twice"),
         ("9" * 5000, "digits"),
-        (" " * (MOST_BYTES + 1), "too large"),
+        (" " * (MAX_BYTES + 1), "too large"),
         ("\ufeff{", "not JSON"),
     ],
 )
@@ -577,7 +577,7 @@ def test_json_within_limits(tmp_path, text, words):
 
 
 def test_large_coco_files_are_read_whatever_their_size(tmp_path):
-    image = {"id": 1, "file_name": "a.png", "width": 32, "height": 24, "a": "x" * MOST_BYTES}
+    image = {"id": 1, "file_name": "a.png", "width": 32, "height": 24, "a": "x" * MAX_BYTES}
     content = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "c.json").write_text(json.dumps(content))
     assert len(read_annotations(tmp_path / "c.json").images) == 1
@@ -591,7 +591,7 @@ def test_large_coco_files_are_read_whatever_their_size(tmp_path):
         ("[" * 100, "nested too deeply, expected at most 16 levels"),
         ("a: 1\na: 2\n", "key 'a' appears twice"),
         ("a: 1" + ":59" * 500, "over 1000 characters without quotes"),
-        ("- 1\n" * (MOST_YAML_VALUES + 1), f"over {MOST_YAML_VALUES} values"),
+        ("- 1\n" * (MAX_YAML_VALUES + 1), f"over {MAX_YAML_VALUES} values"),
         ("x" * (2**20 + 1), "too large"),
         ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("? [a]\n: b\n", "unhashable"),
@@ -660,7 +660,7 @@ BAD_SAFETENSORS = {
 def test_safetensors_within_limits(tmp_path, kind):
     path = tmp_path / "w.safetensors"
     path.write_bytes(BAD_SAFETENSORS[kind])
-    for read in (weights_file.load_weights, weights_file.safetensors_metadata, weights_file.tensor_shapes):
+    for read in (weights_file.load_weights, weights_file.WeightsFile):
         message = refusal(read, path)
         assert str(path) in message
         assert len(message) < 500 + len(str(path))
@@ -670,7 +670,7 @@ def test_a_good_safetensors_file_passes(tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(safetensors_bytes({"a": tensor([2])}))
     assert weights_file.load_weights(path)["a"].tolist() == [0, 0]
-    assert weights_file.tensor_shapes(path) == {"a": (2,)}
+    assert weights_file.WeightsFile(path).shapes == {"a": (2,)}
     assert load_file(path).keys() == {"a"}
 
 
@@ -756,13 +756,13 @@ def test_security_md_states_the_limits_as_they_are():
 
     text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     figures = [
-        f"{files.MOST_BYTES // 2**20} MiB", f"{files.MOST_LEVELS} levels", f"{files.MOST_YAML_BYTES // 2**20} MiB",
-        f"{files.MOST_YAML_LEVELS} levels", f"{files.MOST_YAML_VALUES:,} values",
-        f"{weights_file.MOST_HEADER_BYTES // 2**20} MiB", f"{voc.MOST_BYTES // 2**20} MiB",
-        f"{voc.MOST_ELEMENTS:,} elements", f"{voc.MOST_LEVELS} levels", f"{config_limits.MOST_NUMBER:,}",
-        f"{config_limits.MOST_MODULES:,} modules", f"{config_limits.MOST_CLASSES:,} classes",
-        f"{detector_config.MOST['num_classes']:,}", f"{detector_config.MOST['fpn_channels']:,}",
-        f"{detector_config.MOST['min_size']:,} pixels",
+        f"{files.MAX_BYTES // 2**20} MiB", f"{files.MAX_LEVELS} levels", f"{files.MAX_YAML_BYTES // 2**20} MiB",
+        f"{files.MAX_YAML_LEVELS} levels", f"{files.MAX_YAML_VALUES:,} values",
+        f"{weights_file.MAX_HEADER_BYTES // 2**20} MiB", f"{voc.MAX_BYTES // 2**20} MiB",
+        f"{voc.MAX_ELEMENTS:,} elements", f"{voc.MAX_LEVELS} levels", f"{config_limits.MAX_NUMBER:,}",
+        f"{config_limits.MAX_MODULES:,} modules", f"{config_limits.MAX_CLASSES:,} classes",
+        f"{detector_config.MAX['num_classes']:,}", f"{detector_config.MAX['fpn_channels']:,}",
+        f"{detector_config.MAX['min_size']:,} pixels",
     ]  # fmt: skip
     assert [figure for figure in figures if figure not in text] == []
 

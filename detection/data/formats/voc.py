@@ -1,4 +1,4 @@
-"""Pascal VOC data sets: one XML file per image. Parsed here into COCO's terms; `annotations.py` checks what they say.
+"""Pascal VOC data sets: one XML file per image, parsed here; `checking.py` looks at what they say.
 
 Layouts. Splits are told by lists, `ImageSets/Main/{split}.txt` (or `ImageSets/{split}.txt`, `{split}.txt`) with the
 name of an image per line, the XML files lying in `Annotations`, `annotations_voc` or another folder; or by folders,
@@ -23,23 +23,16 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from ....base.errors import one_line
+from ....base.errors import one_line, short
 from ....base.files import TooLargeError, read_limited
-from ..annotations import RawData
-from ..defects import BadEntry, DataError, Defect, show
+from ..annotations import Annotation, Photo, RawData
+from ..defects import BadEntry, DataError, Defect
 from ..images import ImageIndex, image_stem, is_file
 
-ALL = "all"
-"""The split of data sets that tell none."""
-
-MOST_BYTES = 16 * 2**20
-"""A larger XML file, list of images or list of classes is refused, unread."""
-
-MOST_ELEMENTS = 400_000
-"""Of an XML file: some 30,000 objects."""
-
-MOST_LEVELS = 64
-"""Of elements within each other."""
+ALL = "all"  # the split of data sets that tell none
+MAX_BYTES = 16 * 2**20  # a larger XML file, list of images or list of classes is refused, unread
+MAX_ELEMENTS = 400_000  # of an XML file: some 30,000 objects
+MAX_LEVELS = 64  # of elements within each other
 
 ANNOTATION_FOLDERS = ("Annotations", "annotations_voc", "annotations", "xml", "xmls", "voc", "labels")
 CLASS_FILES = ("labels.txt", "classes.txt")
@@ -48,9 +41,9 @@ _OFFICIAL = re.compile(r"VOC\s*20\d\d")
 
 
 class VocObject(NamedTuple):
-    """One object of an XML file: its place among them, from 1, the class's name and the box, x, y, width, height."""
+    """One object of an XML file: how messages name it, the class's name and the box, x, y, width, height."""
 
-    number: int
+    where: str
     name: str
     box: list[float]
     is_difficult: bool
@@ -60,12 +53,12 @@ class VocAnnotation(NamedTuple):
     """What one XML file says.
 
     Attributes:
-        path: The XML file.
-        file_name: As its `filename` says, without folders; empty if it says nothing.
-        width: Pixels.
-        height: Pixels.
-        objects: Those that can be used.
-        defects: Of those that can not.
+        path: the XML file.
+        file_name: as its `filename` says, without folders; empty if it says nothing.
+        width: pixels.
+        height: pixels.
+        objects: those that can be used.
+        defects: of those that can not.
     """
 
     path: Path
@@ -81,8 +74,10 @@ class VocAnnotation(NamedTuple):
         return [name for name in (self.path.stem, self.file_name, image_stem(self.file_name)) if name]
 
 
-def read_voc(root: str | Path, split: str, images: str | Path | None = None, one_based: bool | None = None) -> RawData:
-    """Reads a split of a Pascal VOC data set.
+def read_voc(
+    root: str | Path, split: str, images: str | Path | None = None, *, one_based: bool | None = None
+) -> RawData:
+    """Read a split of a Pascal VOC data set.
 
     Image ids count from 1 in order of file names. Classes come from `labels.txt` or `classes.txt`, one per line, if
     there is one in `root`; else they are the names found in all XML files of the data set, of other splits too, sorted.
@@ -91,26 +86,36 @@ def read_voc(root: str | Path, split: str, images: str | Path | None = None, one
     suffix. If it says another image, which is there too, nobody can tell whose the boxes are: that is a defect.
 
     Args:
-        root: Folder of the data set, see the top of this file.
-        split: For instance "train"; "all" where no splits are told.
-        images: Image folder, relative to `root` or absolute. Default: the first of `JPEGImages`, `images/{split}`,
+        root: folder of the data set, see the top of this file.
+        split: for instance "train"; "all" where no splits are told.
+        images: image folder, relative to `root` or absolute. Default: the first of `JPEGImages`, `images/{split}`,
             `{split}/images`, `images`, `{split}`, the folder of the XML files and `root` itself with one of the images.
-        one_based: Whether corners are inclusive pixels counted from 1. Default: in files whose source/database names a
+        one_based: whether corners are inclusive pixels counted from 1. Default: in files whose source/database names a
             VOC year.
 
     Raises:
-        DataError: If the split, its images or the classes can not be found.
+        DataError: the split, its images or the classes can not be found.
     """
     root = Path(root)
-    files, defects = _files_of(root, split)
+    layout = _find_layout(root)
+    files, defects = _files_of(root, split, layout)
     parsed, broken = _parse_all(files, one_based)
     defects += broken
     for annotation in parsed:
         defects += annotation.defects
     index = _find_images(root, split, images, parsed, files)
-    classes = _classes(root, parsed, set(files))
-    located = _locate_images(parsed, index, defects)
-    return _assemble(root, index.folder, located, classes, defects)
+    classes = _read_names(root, parsed, set(files), layout)
+    photos, annotations = [], []
+    for image_id, (name, xml) in enumerate(_locate_images(parsed, index, defects), start=1):
+        photos.append(Photo(str(xml.path), image_id, name, xml.width, xml.height))
+        for where, label, box, is_difficult in xml.objects:
+            if label in classes:
+                annotations.append(Annotation(where, image_id, classes[label], box, iscrowd=int(is_difficult)))
+            else:
+                expected = f"one of the {len(classes)} classes of {root}"
+                defects.append(_defect("unknown class", f"{where}: name: expected {expected}, found {short(label)}"))
+    names = {number: name for name, number in classes.items()}
+    return RawData(root, index.folder, photos, annotations, names, defects)
 
 
 def list_voc_splits(root: str | Path) -> list[str]:
@@ -145,17 +150,13 @@ def _has_xml(folder: Path) -> bool:
         return False
 
 
-def _is_annotation_folder(folder: Path) -> bool:
-    return folder.name.lower() in {name.lower() for name in ANNOTATION_FOLDERS}
-
-
 class _Layout(NamedTuple):
     """How a data set tells its splits.
 
     Attributes:
-        flat: The folder with the XML files of all splits, if there is one.
-        lists: The files that list a split's images, by split.
-        folders: The folders with the XML files of one split each, by split.
+        flat: the folder with the XML files of all splits, if there is one.
+        lists: the files that list a split's images, by split.
+        folders: the folders with the XML files of one split each, by split.
     """
 
     flat: Path | None
@@ -173,29 +174,19 @@ class _Layout(NamedTuple):
 
 
 def _find_layout(root: Path) -> _Layout:
-    flat = _flat_folder(root)
+    candidates = [*(root / name for name in ANNOTATION_FOLDERS), root]
+    flat = next(filter(_has_xml, candidates), None) or next(filter(_has_xml, _subfolders(root)), None)
     lists = {} if flat is None else _split_lists(root, flat)
-    folders = {name: folder for name, folder in _split_folders(root).items() if not (lists and folder == flat)}
-    return _Layout(flat, lists, folders)
-
-
-def _flat_folder(root: Path) -> Path | None:
-    """The folder that holds the XML files of all splits."""
-    folders = [*(root / name for name in ANNOTATION_FOLDERS), root]
-    return next(filter(_has_xml, folders), None) or next(filter(_has_xml, _subfolders(root)), None)
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """The folders that hold the XML files of one split each."""
-    found: dict[str, Path] = {}
+    usual = {name.lower() for name in ANNOTATION_FOLDERS}
+    folders: dict[str, Path] = {}
     for folder in _subfolders(root):
         if (folder / "ImageSets").is_dir():  # a data set of its own: root is VOCdevkit
             continue
-        if _has_xml(folder) and not _is_annotation_folder(folder):
-            found.setdefault(folder.name, folder)
+        if _has_xml(folder) and folder.name.lower() not in usual:
+            folders.setdefault(folder.name, folder)
         for below in filter(_has_xml, _subfolders(folder)):
-            found.setdefault(folder.name if _is_annotation_folder(below) else below.name, below)
-    return found
+            folders.setdefault(folder.name if below.name.lower() in usual else below.name, below)
+    return _Layout(flat, lists, {name: folder for name, folder in folders.items() if not (lists and folder == flat)})
 
 
 def _split_lists(root: Path, flat: Path) -> dict[str, Path]:
@@ -216,47 +207,41 @@ def _lists_xml(path: Path, flat: Path) -> bool:
 
 def _listed_names(path: Path) -> list[str]:
     """Names of images, of which lines may also be file names, paths, or followed by VOC's 1, 0 or -1."""
-    text = _read_list(path, "an image")
-    lines = (re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in text.splitlines())
-    return [image_stem(line.replace("\\", "/").rpartition("/")[2]).removesuffix(".xml") for line in lines if line]
+    lines = (re.sub(r"\s+(-1|0|1)$", "", line) for line in _read_lines(path, "an image"))
+    return [image_stem(line.replace("\\", "/").rpartition("/")[2]).removesuffix(".xml") for line in lines]
 
 
-def _read_list(path: Path, of: str) -> str:
+def _read_lines(path: Path, of: str) -> list[str]:
     try:
-        return read_limited(path, MOST_BYTES).decode("utf-8-sig")
+        text = read_limited(path, MAX_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected the name of {of} per line: {one_line(error)}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _files_of(root: Path, split: str) -> tuple[list[Path], list[Defect]]:
+def _files_of(root: Path, split: str, layout: _Layout) -> tuple[list[Path], list[Defect]]:
     """The XML files of a split, sorted, and the defects of the list that names them."""
-    layout = _find_layout(root)
     if layout.flat is not None and split in layout.lists:
         return _listed_files(layout.lists[split], layout.flat)
     if split in layout.folders:
         return _xml_files(layout.folders[split]), []
     if layout.flat is not None and split == ALL:
         return _xml_files(layout.flat), []
-    raise DataError(_no_split(root, split, layout))
-
-
-def _no_split(root: Path, split: str, layout: _Layout) -> str:
     if layout.flat is None and not layout.folders:
         below = [path.name for path in _subfolders(root) if (path / "Annotations").is_dir()]
         hint = f"; there is one in each of {', '.join(below)}" if below else ""
-        return f"{root}: expected Pascal VOC's XML files, for instance in {root / 'Annotations'}{hint}"
+        raise DataError(f"{root}: expected Pascal VOC's XML files, for instance in {root / 'Annotations'}{hint}")
     home = layout.flat or root / "Annotations"
     expected = f"a list {root / 'ImageSets' / 'Main' / f'{split}.txt'} or a folder {home / split} of XML files"
     there = f"there are {', '.join(layout.splits)}" if layout.splits else f"the split {ALL!r} takes all files of {home}"
-    return f"{root}: split {split!r}: expected {expected}; {there}"
+    raise DataError(f"{root}: split {split!r}: expected {expected}; {there}")
 
 
 def _listed_files(listing: Path, folder: Path) -> tuple[list[Path], list[Defect]]:
     files: set[Path] = set()
     defects = []
     for number, name in enumerate(_listed_names(listing), start=1):
-        path = folder / f"{name}.xml"
-        where = f"{listing}: entry {number}"
+        path, where = folder / f"{name}.xml", f"{listing}: entry {number}"
         if path in files:
             defects.append(_defect("duplicate image", f"{where}: expected each image once, {name!r} came before"))
         elif not is_file(path):
@@ -282,38 +267,45 @@ def _parse_all(files: Iterable[Path], one_based: bool | None) -> tuple[list[VocA
 
 
 def parse_voc(path: Path, one_based: bool | None = None) -> VocAnnotation:
-    """Reads one XML file.
+    """Read one XML file.
 
     Args:
-        path: The file; at most 16 MiB, without a document type and so without entities.
-        one_based: As for `read_voc`.
+        path: the file; at most 16 MiB, without a document type and so without entities.
+        one_based: as for `read_voc`.
 
     Raises:
-        DataError: If it can not be used at all; of an object that can not be used, the defect is in the result.
+        DataError: it can not be used at all; of an object that can not be used, the defect is in the result.
     """
     tree = _parse_xml(path)
     if tree.tag != "annotation":
-        raise BadEntry("bad XML", f"{path}: expected <annotation>, as Pascal VOC has it, got <{show(tree.tag)[1:-1]}>")
-    width, height = _size(path, tree)
+        found = short(tree.tag)[1:-1]
+        raise BadEntry("bad XML", f"{path}: expected <annotation>, as Pascal VOC has it, found <{found}>")
+    size = []
+    for key in ("width", "height"):
+        value = _number(tree, f"size/{key}")
+        if not (0 < value < math.inf and value.is_integer()):
+            found = short(tree.findtext(f"size/{key}"))
+            raise BadEntry("no size", f"{path}: size: {key}: expected a positive number of pixels, found {found}")
+        size.append(int(value))
     if one_based is None:
         one_based = _OFFICIAL.search(tree.findtext("source/database") or "") is not None
     objects, defects = [], []
     for number, element in enumerate(tree.findall("object"), start=1):
         try:
-            objects.append(_parse_object(f"{path}: object {number}", number, element, one_based))
+            objects.append(_parse_object(f"{path}: object {number}", element, one_based))
         except BadEntry as bad:
             defects.append(bad.defect())
     file_name = _text(tree, "filename").replace("\\", "/").rpartition("/")[2]
-    return VocAnnotation(path, file_name, width, height, objects, defects)
+    return VocAnnotation(path, file_name, size[0], size[1], objects, defects)
 
 
 def _parse_xml(path: Path) -> Element:
     try:
-        content = read_limited(path, MOST_BYTES)
+        content = read_limited(path, MAX_BYTES)
     except OSError as error:
         raise BadEntry("unreadable annotation file", f"{path}: can not be read: {error.strerror}") from error
     except TooLargeError as error:
-        raise BadEntry("bad XML", f"{path}: expected at most {MOST_BYTES} bytes of XML") from error
+        raise BadEntry("bad XML", f"{path}: expected at most {MAX_BYTES} bytes of XML") from error
     if not content.strip():
         raise BadEntry("empty XML", f"{path}: expected Pascal VOC's XML, the file is empty")
     builder = _LimitedBuilder()
@@ -339,8 +331,8 @@ class _LimitedBuilder(TreeBuilder):
     def start(self, tag: str, attrs: dict[str, str], /) -> Element:
         self.elements += 1
         self.level += 1
-        if self.elements > MOST_ELEMENTS or self.level > MOST_LEVELS:
-            raise ValueError(f"at most {MOST_ELEMENTS} elements are read, and {MOST_LEVELS} within each other")
+        if self.elements > MAX_ELEMENTS or self.level > MAX_LEVELS:
+            raise ValueError(f"at most {MAX_ELEMENTS} elements are read, and {MAX_LEVELS} within each other")
         return super().start(tag, attrs)
 
     def end(self, tag: str, /) -> Element:
@@ -356,75 +348,52 @@ def _text(element: Element, path: str) -> str:
     return (element.findtext(path) or "").strip()
 
 
-def _size(path: Path, tree: Element) -> tuple[int, int]:
-    size = []
-    for key in ("width", "height"):
-        value = _number(_text(tree, f"size/{key}"))
-        if not (0 < value < math.inf and value.is_integer()):
-            found = show(tree.findtext(f"size/{key}"))
-            raise BadEntry("no size", f"{path}: size: {key}: expected a positive number of pixels, got {found}")
-        size.append(int(value))
-    return size[0], size[1]
-
-
-def _number(text: str) -> float:
+def _number(element: Element, path: str) -> float:
     try:
-        return float(text)
+        return float(_text(element, path))
     except ValueError:
         return math.nan
 
 
-def _parse_object(where: str, number: int, element: Element, one_based: bool) -> VocObject:
-    name = _text(element, "name")
+def _parse_object(where: str, element: Element, one_based: bool) -> VocObject:
+    name, difficult = _text(element, "name"), _text(element, "difficult")
     if not name:
-        raise BadEntry("no class", f"{where}: name: expected the name of a class, got nothing")
-    left, top, right, bottom = _corners(where, element)
-    left, top = left - one_based, top - one_based
+        raise BadEntry("no class", f"{where}: name: expected the name of a class, found nothing")
+    corners = []
+    for key in CORNERS:
+        corners.append(_number(element, f"bndbox/{key}"))
+        if not math.isfinite(corners[-1]):
+            found = short(element.findtext(f"bndbox/{key}"))
+            raise BadEntry("bad coordinate", f"{where}: bndbox: {key}: expected a finite number, found {found}")
+    left, top, right, bottom = corners[0] - one_based, corners[1] - one_based, *corners[2:]
     if right <= left or bottom <= top:
         order = "xmin <= xmax and ymin <= ymax" if one_based else "xmin < xmax and ymin < ymax"
         found = ", ".join(_text(element, f"bndbox/{key}") for key in CORNERS)
-        raise BadEntry("degenerate box", f"{where}: bndbox: expected {order}, got {found}")
-    return VocObject(number, name, [left, top, right - left, bottom - top], _is_difficult(where, element))
-
-
-def _corners(where: str, element: Element) -> list[float]:
-    corners = []
-    for key in CORNERS:
-        value = _number(_text(element, f"bndbox/{key}"))
-        if not math.isfinite(value):
-            found = show(element.findtext(f"bndbox/{key}"))
-            raise BadEntry("bad coordinate", f"{where}: bndbox: {key}: expected a finite number, got {found}")
-        corners.append(value)
-    return corners
-
-
-def _is_difficult(where: str, element: Element) -> bool:
-    text = _text(element, "difficult")
-    if text not in ("", "0", "1"):
-        raise BadEntry("bad difficult", f"{where}: difficult: expected 0 or 1, got {show(text)}")
-    return text == "1"
+        raise BadEntry("degenerate box", f"{where}: bndbox: expected {order}, found {found}")
+    if difficult not in ("", "0", "1"):
+        raise BadEntry("bad difficult", f"{where}: difficult: expected 0 or 1, found {short(difficult)}")
+    return VocObject(where, name, [left, top, right - left, bottom - top], difficult == "1")
 
 
 # Classes and images
 
 
-def _classes(root: Path, parsed: list[VocAnnotation], files: set[Path]) -> list[str]:
-    for name in CLASS_FILES:
-        if (root / name).is_file():
-            return _read_classes(root / name)
-    # Those of the other splits count too, or labels would mean something else in each; their defects are theirs
-    others, _ = _parse_all((path for path in _find_layout(root).files() if path not in files), None)
-    return sorted({item.name for annotation in [*parsed, *others] for item in annotation.objects})
-
-
-def _read_classes(path: Path) -> list[str]:
-    classes = [line.strip() for line in _read_list(path, "a class").splitlines() if line.strip()]
-    if not classes:
-        raise DataError(f"{path}: expected the name of a class per line, the file is empty")
-    for index, name in enumerate(classes):
-        if name in classes[:index]:
-            raise DataError(f"{path}: expected each class once, {name!r} comes again")
-    return classes
+def _read_names(root: Path, parsed: list[VocAnnotation], files: set[Path], layout: _Layout) -> dict[str, int]:
+    """Category ids from 1 by class."""
+    for path in (root / name for name in CLASS_FILES):
+        if path.is_file():
+            names = _read_lines(path, "a class")
+            if not names:
+                raise DataError(f"{path}: expected the name of a class per line, the file is empty")
+            if len(set(names)) < len(names):
+                twice = next(name for index, name in enumerate(names) if name in names[:index])
+                raise DataError(f"{path}: expected each class once, {twice!r} comes again")
+            break
+    else:
+        # Those of the other splits count too, or labels would mean something else in each; their defects are theirs
+        others, _ = _parse_all((path for path in layout.files() if path not in files), None)
+        names = sorted({item.name for annotation in [*parsed, *others] for item in annotation.objects})
+    return {name: number for number, name in enumerate(names, start=1)}
 
 
 def _find_images(
@@ -454,9 +423,8 @@ def _locate_images(
         try:
             path = _locate_image(annotation, index)
             if path in located:
-                other = located[path].path
-                message = f"{annotation.path}: filename: expected an image of its own, {path!r} is that of {other}"
-                raise BadEntry("duplicate image", message)
+                expected = f"an image of its own, {path!r} is that of {located[path].path}"
+                raise BadEntry("duplicate image", f"{annotation.path}: filename: expected {expected}")
             located[path] = annotation
         except BadEntry as bad:
             defects.append(bad.defect())
@@ -469,8 +437,8 @@ def _locate_image(annotation: VocAnnotation, index: ImageIndex) -> str:
     named = index.find(name) or index.find(image_stem(name))
     own = index.find(stem)
     if own and named and not set(named) & set(own):
-        message = f"{where}: expected the image {own[0]!r} of the XML file's name, got {name!r}, which is another image"
-        raise BadEntry("swapped image", message)
+        expected = f"the image {own[0]!r} of the XML file's name, found {name!r}, which is another image"
+        raise BadEntry("swapped image", f"{where}: expected {expected}")
     found = [path for path in own if path in named] or own or named
     if not found:
         expected = f"an image {stem!r} with the suffix of one, or {name!r}," if name else f"an image {stem!r}"
@@ -478,27 +446,6 @@ def _locate_image(annotation: VocAnnotation, index: ImageIndex) -> str:
     if len(found) > 1:
         raise BadEntry("ambiguous image", f"{where}: expected one image {stem!r}, found {', '.join(found[:3])}")
     return found[0]
-
-
-def _assemble(
-    root: Path, folder: Path, located: list[tuple[str, VocAnnotation]], classes: list[str], defects: list[Defect]
-) -> RawData:
-    ids = {name: number for number, name in enumerate(classes, start=1)}
-    images: list[dict] = []
-    annotations: list[dict] = []
-    for image_id, (path, annotation) in enumerate(located, start=1):
-        size = {"width": annotation.width, "height": annotation.height}
-        images.append({"id": image_id, "file_name": path, **size, "where": str(annotation.path)})
-        for item in annotation.objects:
-            where = f"{annotation.path}: object {item.number}"
-            if item.name not in ids:
-                expected = f"one of the {len(classes)} classes of {root}"
-                defects.append(_defect("unknown class", f"{where}: name: expected {expected}, got {show(item.name)}"))
-                continue
-            entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[item.name], "bbox": item.box}
-            annotations.append({**entry, "iscrowd": int(item.is_difficult), "where": where})
-    categories = [{"id": number, "name": name} for name, number in ids.items()]
-    return RawData(root, folder, images, annotations, categories, defects)
 
 
 def _defect(reason: str, message: str) -> Defect:

@@ -1,6 +1,6 @@
 """YOLO data sets, as Ultralytics has them: data.yaml, images, and a text file of labels beside each image.
 
-Parsed here into COCO's terms; `annotations.py` checks what they say. What is done as Ultralytics does it:
+Parsed here; `checking.py` looks at what they say. What is done as Ultralytics does it:
 
 - The label file of `.../images/.../a.jpg` is `.../labels/.../a.txt` (the last `/images/` counts; in a path without
   one, `a.txt` lies beside the image). An image without a label file, or with an empty one, holds no objects.
@@ -16,38 +16,31 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ....base.errors import one_line
+from ....base.errors import one_line, short
 from ....base.files import read_limited, read_yaml
-from ..annotations import RawData
-from ..defects import BadEntry, DataError, Defect, show
+from ..annotations import Annotation, Photo, RawData
+from ..defects import BadEntry, DataError, Defect
 from ..images import exists, is_image, list_images, read_sizes
 
 CONFIG_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLITS = ("train", "val", "valid", "validation", "test")
-TOLERANCE = 0.001
-"""Beyond 0..1, in shares of the image: labels are often rounded to three digits."""
-
-ROUNDING = 1e-5
-"""What a box of six digits may jut out by rounding alone; so much is taken off again."""
-
-MOST_BYTES = 16 * 2**20
-"""A larger list or label file is refused, unread."""
-
-MOST_CLASSES = 50_000
-"""Of a data.yaml."""
+TOLERANCE = 0.001  # beyond 0..1, in shares of the image: labels are often rounded to three digits
+ROUNDING = 1e-5  # what a box of six digits may jut out by rounding alone; so much is taken off again
+MAX_BYTES = 16 * 2**20  # a larger list or label file is refused, unread
+MAX_CLASSES = 50_000  # of a data.yaml
 
 
 class YoloConfig(NamedTuple):
     """What data.yaml says.
 
     Attributes:
-        path: The file.
-        root: Folder to which its paths are relative.
-        splits: Files, folders and lists of images, by split.
-        classes: Names, by class from 0.
-        keypoint_values: Numbers per line after the box that belong to keypoints; 0 in data sets without.
+        path: the file.
+        root: folder to which its paths are relative.
+        splits: files, folders and lists of images, by split.
+        classes: names, by class from 0.
+        keypoint_values: numbers per line after the box that belong to keypoints; 0 in data sets without.
     """
 
     path: Path
@@ -58,19 +51,19 @@ class YoloConfig(NamedTuple):
 
 
 def read_yolo(root: str | Path, split: str) -> RawData:
-    """Reads a split of a YOLO data set.
+    """Read a split of a YOLO data set.
 
     Image ids count from 1 in order of paths; category ids are the classes plus 1. Image files are relative to the
     data set's root where they lie in it.
 
     Args:
-        root: Folder with data.yaml, or that file. Its `path` is absolute or relative to the file's own folder, which
+        root: folder with data.yaml, or that file. Its `path` is absolute or relative to the file's own folder, which
             is also where the data set is looked for if that does not exist. `train`, `val` and `test` are a folder, a
             text file with an image per line, or a list of those.
-        split: A key of data.yaml.
+        split: a key of data.yaml.
 
     Raises:
-        DataError: If data.yaml, the split's images or all of its label files can not be found or read.
+        DataError: data.yaml, the split's images or all of its label files can not be found or read.
     """
     config = read_yolo_config(root)
     if split not in config.splits:
@@ -81,26 +74,22 @@ def read_yolo(root: str | Path, split: str) -> RawData:
     labels = [label_file(path) for path in paths]
     if not any(map(os.path.isfile, labels)):
         raise DataError(f"{config.path}: {split}: expected label files, such as {labels[0]}, found none")
-    images: list[dict] = []
-    annotations: list[dict] = []
-    for number, (path, label, size) in enumerate(zip(paths, labels, read_sizes(paths), strict=True), start=1):
-        if isinstance(size, BadEntry):
-            defects.append(size.defect())
-            continue
-        width, height = size
-        name = _relative(path, config.root)
-        images.append({"id": number, "file_name": name, "width": width, "height": height})
-        for item in _read_labels(label, config, size, defects):
-            annotations.append({"id": len(annotations) + 1, "image_id": number, **item})
-    categories = [{"id": number, "name": name} for number, name in enumerate(config.classes, start=1)]
-    return RawData(config.path, config.root, images, annotations, categories, defects)
+    images, annotations = [], []
+    sizes, unreadable = read_sizes(paths)
+    defects += unreadable
+    for number, (path, label, size) in enumerate(zip(paths, labels, sizes, strict=True), start=1):
+        if size is not None:
+            name = path.relative_to(config.root).as_posix() if path.is_relative_to(config.root) else str(path)
+            images.append(Photo(f"{config.path}: image {number}", number, name, *size))
+            annotations += _read_labels(label, config, images[-1], defects)
+    return RawData(config.path, config.root, images, annotations, dict(enumerate(config.classes, start=1)), defects)
 
 
 def list_yolo_splits(root: str | Path) -> list[str]:
     """Names of the splits that data.yaml names, in its order; [] if there is no such file.
 
     Raises:
-        DataError: If data.yaml can not be used.
+        DataError: data.yaml can not be used.
     """
     return [] if find_yolo_config(root) is None else list(read_yolo_config(root).splits)
 
@@ -118,22 +107,28 @@ def find_yolo_config(root: str | Path) -> Path | None:
 
 
 def read_yolo_config(root: str | Path) -> YoloConfig:
-    """Reads and checks data.yaml.
+    """Read and check data.yaml.
 
     Args:
-        root: Folder with data.yaml, or that file.
+        root: folder with data.yaml, or that file.
 
     Raises:
-        DataError: If it can not be found or used.
+        DataError: it can not be found or used.
     """
     path = find_yolo_config(root)
     if path is None:
         raise DataError(f"{root}: expected YOLO's data.yaml, a file {Path(root) / CONFIG_NAMES[0]}")
     content = read_yaml(path, DataError)
     if not isinstance(content, dict):
-        raise DataError(f"{path}: expected keys with values, such as names and train, got {show(content)}")
+        raise DataError(f"{path}: expected keys with values, such as names and train, found {short(content)}")
     classes = _classes(path, content)
-    splits = {key: _entries(path, key, content[key]) for key in SPLITS if content.get(key) not in (None, "", [])}
+    splits = {}
+    for key in SPLITS:
+        if content.get(key) not in (None, "", []):
+            splits[key] = entries = content[key] if isinstance(content[key], list) else [content[key]]
+            if not all(isinstance(entry, str) and entry and "\0" not in entry for entry in entries):
+                found = short(content[key])
+                raise DataError(f"{path}: {key}: expected a folder, a text file, or a list of those, found {found}")
     if not splits:
         raise DataError(f"{path}: expected the images of at least one split, under {', '.join(SPLITS)}")
     return YoloConfig(path, _root(path, content.get("path")), splits, classes, _keypoint_values(path, content))
@@ -149,13 +144,6 @@ def label_file(image: Path) -> Path:
 # data.yaml
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return read_limited(path, MOST_BYTES).decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise BadEntry("unreadable label file", f"{path}: expected UTF-8 text: {one_line(error)}") from error
-
-
 def _names_classes(path: Path) -> bool:
     try:
         content = read_yaml(path, DataError)
@@ -166,37 +154,28 @@ def _names_classes(path: Path) -> bool:
 
 def _classes(path: Path, content: dict) -> list[str]:
     names, count = content.get("names"), content.get("nc")
-    if names is None and type(count) is int and 0 < count <= MOST_CLASSES:
+    if names is None and type(count) is int and 0 < count <= MAX_CLASSES:
         return [f"class_{number}" for number in range(count)]
     if isinstance(names, dict):
         if set(names) != set(range(len(names))):
-            raise DataError(f"{path}: names: expected the classes 0, 1, 2 ..., got {show(list(names))}")
+            raise DataError(f"{path}: names: expected the classes 0, 1, 2 ..., found {short(list(names))}")
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise DataError(f"{path}: names: expected a list of the classes' names, got {show(names)}")
+        raise DataError(f"{path}: names: expected a list of the classes' names, found {short(names)}")
     for number, name in enumerate(names):
         if type(name) not in (str, int, float) or not str(name).strip():
-            raise DataError(f"{path}: names: {number}: expected a name, in quotes if need be, got {show(name)}")
+            raise DataError(f"{path}: names: {number}: expected a name, in quotes if need be, found {short(name)}")
     if count is not None and count != len(names):
-        raise DataError(f"{path}: nc: expected {len(names)}, as many as there are names, got {show(count)}")
+        raise DataError(f"{path}: nc: expected {len(names)}, as many as there are names, found {short(count)}")
     classes = [str(name).strip() for name in names]
     if len(set(classes)) < len(classes):
-        raise DataError(f"{path}: names: expected each class once, got {show(classes)}")
+        raise DataError(f"{path}: names: expected each class once, found {short(classes)}")
     return classes
-
-
-def _entries(path: Path, key: str, value: object) -> list[str]:
-    entries: list[str] = []
-    for entry in value if isinstance(value, list) else [value]:
-        if not isinstance(entry, str) or not entry or "\0" in entry:
-            raise DataError(f"{path}: {key}: expected a folder, a text file, or a list of those, got {show(value)}")
-        entries.append(entry)
-    return entries
 
 
 def _root(path: Path, value: object) -> Path:
     if value is not None and (not isinstance(value, str) or "\0" in value):
-        raise DataError(f"{path}: path: expected a folder, got {show(value)}")
+        raise DataError(f"{path}: path: expected a folder, found {short(value)}")
     root = path.parent / value if value else path.parent
     # The path often tells where the data set lay on the machine that it was made on
     return Path(os.path.abspath(root if exists(root) else path.parent))
@@ -207,7 +186,7 @@ def _keypoint_values(path: Path, content: dict) -> int:
     if shape is None:
         return 0
     if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and 0 < n < 1000 for n in shape)):
-        raise DataError(f"{path}: kpt_shape: expected [keypoints, values of each], got {show(shape)}")
+        raise DataError(f"{path}: kpt_shape: expected [keypoints, values of each], found {short(shape)}")
     return shape[0] * shape[1]
 
 
@@ -248,21 +227,24 @@ def _list_file(config: YoloConfig, path: Path) -> Iterator[Path]:
         if not name:
             continue
         if not is_image(name) or "\0" in name:
-            raise DataError(f"{path}: line {number}: expected the path of an image, got {show(name)}")
+            raise DataError(f"{path}: line {number}: expected the path of an image, found {short(name)}")
         beside = Path(os.path.abspath(path.parent / name))
         below = Path(os.path.abspath(config.root / name))
         yield below if not exists(beside) and exists(below) else beside
 
 
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-
 # Labels
 
 
-def _read_labels(path: Path, config: YoloConfig, size: tuple[int, int], defects: list[Defect]) -> Iterator[dict]:
-    """The objects of a label file, as COCO's annotations without ids."""
+def _read_text(path: Path) -> str:
+    try:
+        return read_limited(path, MAX_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise BadEntry("unreadable label file", f"{path}: expected UTF-8 text: {one_line(error)}") from error
+
+
+def _read_labels(path: Path, config: YoloConfig, image: Photo, defects: list[Defect]) -> Iterator[Annotation]:
+    """The objects of an image's label file."""
     try:
         lines = _read_text(path).splitlines() if path.exists() else []
     except BadEntry as bad:
@@ -280,7 +262,7 @@ def _read_labels(path: Path, config: YoloConfig, size: tuple[int, int], defects:
         except BadEntry as bad:
             defects.append(bad.defect())
         else:
-            yield {**_annotation(values, *size), "where": where}
+            yield _annotation(where, values, image)
 
 
 def _parse_line(where: str, line: str, config: YoloConfig) -> tuple[float, ...]:
@@ -290,52 +272,51 @@ def _parse_line(where: str, line: str, config: YoloConfig) -> tuple[float, ...]:
         columns = columns[:5]
     if len(columns) != 5 and (len(columns) < 7 or len(columns) % 2 == 0):
         expected = "class cx cy width height, or class x1 y1 x2 y2 x3 y3 ..."
-        raise BadEntry("wrong columns", f"{where}: expected {expected}, got {len(columns)} columns")
-    values = tuple(_number(where, text) for text in columns)
+        raise BadEntry("wrong columns", f"{where}: expected {expected}, found {len(columns)} columns")
+    try:
+        values = tuple(map(float, columns))
+    except ValueError:
+        values = tuple(map(_number, columns))
+    if not all(map(math.isfinite, values)):
+        wrong = next(text for text in columns if not math.isfinite(_number(text)))
+        raise BadEntry("not a number", f"{where}: expected finite numbers, found {short(wrong)}")
     if not (values[0].is_integer() and 0 <= values[0] < len(config.classes)):
-        most = len(config.classes) - 1
-        raise BadEntry("unknown class", f"{where}: expected a class from 0 to {most} ({config.path}), got {columns[0]}")
+        expected = f"a class from 0 to {len(config.classes) - 1} ({config.path})"
+        raise BadEntry("unknown class", f"{where}: expected {expected}, found {columns[0]}")
     for value, text in zip(values[1:], columns[1:], strict=True):
         if not -TOLERANCE <= value <= 1 + TOLERANCE:
-            raise BadEntry("not normalised", f"{where}: expected shares of the image, from 0 to 1, got {text}")
+            raise BadEntry("not normalised", f"{where}: expected shares of the image, from 0 to 1, found {text}")
     if len(values) == 5 and min(values[3:]) <= 0:
         found = " ".join(columns[3:])
-        raise BadEntry("degenerate box", f"{where}: expected a width and a height above 0, got {found}")
+        raise BadEntry("degenerate box", f"{where}: expected a width and a height above 0, found {found}")
     return values
 
 
-def _number(where: str, text: str) -> float:
+def _number(text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise BadEntry("not a number", f"{where}: expected finite numbers, got {show(text)}")
-    return value
+        return math.nan
 
 
-def _annotation(values: tuple[float, ...], width: int, height: int) -> dict:
-    entry: dict[str, Any] = {"category_id": int(values[0]) + 1}
+def _annotation(where: str, values: tuple[float, ...], image: Photo) -> Annotation:
+    width, height = image.width, image.height
+    area = segmentation = None
     if len(values) == 5:
         cx, cy, w, h = values[1:]
         corners = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
     else:
         xs, ys = values[1::2], values[2::2]
         corners = [min(xs), min(ys), max(xs), max(ys)]
-        scale = (width, height)
-        entry["segmentation"] = [[value * scale[index % 2] for index, value in enumerate(values[1:])]]
-        entry["area"] = _polygon_area(xs, ys) * width * height
+        segmentation = [[value * (width, height)[index % 2] for index, value in enumerate(values[1:])]]
+        following = zip(xs[1:] + xs[:1], ys[1:] + ys[:1], strict=True)  # the shoelace formula, in shares of the image
+        area = abs(sum(x * y2 - x2 * y for x, y, (x2, y2) in zip(xs, ys, following, strict=True))) / 2 * width * height
     left, top, right, bottom = map(_snap, corners)
-    return {**entry, "bbox": [left * width, top * height, (right - left) * width, (bottom - top) * height]}
+    box = [left * width, top * height, (right - left) * width, (bottom - top) * height]
+    return Annotation(where, image.id, int(values[0]) + 1, box, area, segmentation=segmentation)
 
 
 def _snap(share: float) -> float:
-    """Takes off what rounding alone lets a box jut out."""
+    """Take off what rounding alone lets a box jut out."""
     nearest = min(max(share, 0.0), 1.0)
     return nearest if abs(share - nearest) <= ROUNDING else share
-
-
-def _polygon_area(xs: tuple[float, ...], ys: tuple[float, ...]) -> float:
-    """The shoelace formula, in shares of the image."""
-    following = zip(xs[1:] + xs[:1], ys[1:] + ys[:1], strict=True)
-    return abs(sum(x * y2 - x2 * y for x, y, (x2, y2) in zip(xs, ys, following, strict=True))) / 2

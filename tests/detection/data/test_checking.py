@@ -19,11 +19,10 @@ from torch.utils.data import DataLoader
 
 from nats_zoo.cli import commands as cli
 from nats_zoo.detection import create_detector, save_detector
-from nats_zoo.detection.data.annotations import RawData
 from nats_zoo.detection.data.checking import check_annotations
 from nats_zoo.detection.data.dataset import CocoDataset, collate
 from nats_zoo.detection.data.defects import DataError, count
-from nats_zoo.detection.data.formats.coco import read_coco
+from nats_zoo.detection.data.formats.coco import parse_coco, read_coco
 
 SIZES = [(48, 40), (40, 48), (56, 40), (48, 48), (64, 40), (40, 64), (40, 40), (48, 40), (48, 40), (40, 40)]
 """(width, height) of the images 0.jpg, 1.jpg ..., whose ids are 10, 11 ..., with the annotations 100 and 101, ..."""
@@ -108,7 +107,7 @@ DAMAGES = {
     "nan box": (
         lambda d: d.annotate(0, bbox=[1, NAN, 5, 5]),
         {"degenerate box": 1},
-        "annotation 100: bbox: expected [x, y, width, height], four finite numbers, got [1, nan, 5, 5]",
+        "annotation 100: bbox: expected [x, y, width, height], four finite numbers, found [1, nan, 5, 5]",
         False,
     ),
     "negative size": (
@@ -126,7 +125,7 @@ DAMAGES = {
     "string id": (
         lambda d: d.annotate(3, id="103"),
         {"bad id": 1},
-        "annotations[3]: id: expected an integer, got '103'",
+        "annotations[3]: id: expected an integer, found '103'",
         False,
     ),
     "image with a string id": (
@@ -135,20 +134,20 @@ DAMAGES = {
             [d.annotate(index, image_id="12") for index in (4, 5)],  # which are no defects of their own
         ),
         {"bad id": 1},
-        "images[2]: id: expected an integer, got '12'",
+        "images[2]: id: expected an integer, found '12'",
         False,
     ),
     "duplicate id": (lambda d: d.annotate(14, id=115), {"duplicate id": 1}, "annotation 115: id: expected each", False),
     "unknown class": (
         lambda d: d.annotate(16, category_id=7),
         {"unknown category": 1},
-        "annotation 116: category_id: expected the id of a listed category, got 7",
+        "annotation 116: category_id: expected the id of a listed category, found 7",
         False,
     ),
     "unknown image": (
         lambda d: d.annotate(17, image_id=99),
         {"unknown image": 1},
-        "annotation 117: image_id: expected the id of a listed image, got 99",
+        "annotation 117: image_id: expected the id of a listed image, found 99",
         False,
     ),
 }
@@ -215,7 +214,7 @@ def test_all_damage_at_once_is_named_and_counted_by_real_commands(damage, detect
             assert all(f"{number} x {reason}" in done.stderr for reason, number in reasons(TOGETHER).items())
         else:
             assert done.stderr.count("\n") == 1
-            assert f"{damage.path}: image 16: file_name: expected an image file" in done.stderr
+            assert f"{damage.path}: annotations[3]: id: expected an integer" in done.stderr
             assert "(and 7 more defects; nats data lists all)" in done.stderr
     for name, arguments in commands(damage, detector, "--skip_bad").items():
         if name != "data":  # which has said the same above
@@ -463,5 +462,5 @@ def test_any_entry_is_a_record_or_a_named_defect(whole, images, annotations, dec
     if checked.defects:
         with pytest.raises(DataError):
             check_annotations(raw, decode=decode, masks=masks)
-    again = RawData(whole.path, None, *checked.to_coco().values())
+    again = parse_coco(whole.path, checked.to_coco())
     assert count(check_annotations(again, masks=masks and again.has_masks()).defects) == {}

@@ -349,10 +349,10 @@ BAD_FILES = {
     "no text": (b"\x89PNG\r\n\x1a\n\xff\xff", "not JSON"),
     "deep": ("[" * 200_000, "nested too deeply"),
     "a list": ("[]", "expected an object with images, annotations and categories"),
-    "no images": ({"images": None}, "images: expected a list of objects, got nothing"),
+    "no images": ({"images": None}, "images: expected a list of objects, found None"),
     "images no list": ({"images": {}}, "images: expected a list of objects"),
     "images of numbers": ({"images": [1]}, "images[0]: expected an object"),
-    "no image": ({"images": []}, "images: expected at least one usable image, got none"),
+    "no image": ({"images": []}, "images: expected at least one usable image, found none"),
     "annotations no list": ({"annotations": "x"}, "annotations: expected a list"),
     "categories no list": ({"categories": 1}, "categories: expected a list"),
     "no category": ({"categories": []}, "categories: expected at least one category"),
@@ -604,7 +604,7 @@ def test_jitter_changes_pixels_and_not_boxes(tmp_path, images):
 @pytest.mark.parametrize("name", ["flip", "vertical_flip", "jitter"])
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
 def test_impossible_augmentation_is_refused(name, value):
-    with pytest.raises(NatsError, match=f"^{name}: expected a number in 0..1, got"):
+    with pytest.raises(NatsError, match=f"^{name}: expected a number in 0..1, found"):
         train_transforms(**{name: value})
 
 

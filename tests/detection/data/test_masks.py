@@ -19,12 +19,11 @@ from pycocotools.cocoeval import COCOeval
 from torchvision import tv_tensors
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from nats_zoo.detection.data.annotations import RawData
 from nats_zoo.detection.data.augment import train_transforms
 from nats_zoo.detection.data.checking import check_annotations
 from nats_zoo.detection.data.dataset import CocoDataset, collate
 from nats_zoo.detection.data.defects import BadEntry, DataError
-from nats_zoo.detection.data.formats.coco import read_annotations
+from nats_zoo.detection.data.formats.coco import parse_coco, read_annotations
 from nats_zoo.detection.data.masks import ImageMasks, encode
 
 SHARED_DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
@@ -183,7 +182,7 @@ def test_decoded_masks_are_not_kept():
         "annotations": [annotation(number, square, (100, 100, 800, 800)) for number in range(1, 1001)],
         "categories": CONTENT["categories"],
     }
-    checked = check_annotations(RawData(Path("x"), None, *content.values()), masks=True)
+    checked = check_annotations(parse_coco(Path("x"), content), masks=True)
     assert len(checked.images[0].masks) == 1000
     size = len(pickle.dumps(checked.images[0].masks.counts))
     assert size < 6_000_000
@@ -301,8 +300,8 @@ RUNS = uncompressed(disc(20, 12, 7))
 TEXT = compressed(disc(20, 12, 7))
 
 BAD_MASKS = {
-    "missing": (None, "expected polygons or run lengths, got nothing", "no mask"),
-    "empty list": ([], "expected polygons or run lengths, got []", "no mask"),
+    "missing": (None, "expected polygons or run lengths, found None", "no mask"),
+    "empty list": ([], "expected polygons or run lengths, found []", "no mask"),
     "text": ("polygon", "expected polygons or run lengths", "bad mask"),
     "number": (3, "expected polygons or run lengths", "bad mask"),
     "true": (True, "expected polygons or run lengths", "bad mask"),

@@ -160,7 +160,7 @@ def test_what_is_no_data_set_is_told_what_was_looked_for(tmp_path):
     for path in (tmp_path / "a.png", tmp_path / "nowhere"):
         with pytest.raises(NatsError, match=re.escape(f"{path}: expected")):
             detect_format(path)
-    with pytest.raises(NatsError, match="format: expected one of coco, voc, yolo, got 'tfrecord'"):
+    with pytest.raises(NatsError, match="format: expected one of coco, voc, yolo, found 'tfrecord'"):
         open_split(tmp_path, "train", "tfrecord")
 
 

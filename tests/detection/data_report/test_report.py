@@ -18,6 +18,7 @@ from nats_zoo import NatsError
 from nats_zoo.cli import commands as cli
 from nats_zoo.detection.data.annotations import ImageRecord
 from nats_zoo.detection.data.drawn import draw_dataset
+from nats_zoo.detection.data_report.check import check_split
 from nats_zoo.detection.data_report.report import report_data
 from nats_zoo.detection.data_report.samples import choose_samples
 from nats_zoo.detection.pictures.drawing import MASK_OPACITY, class_colour
@@ -211,6 +212,21 @@ def test_the_picture_shows_masks(tmp_path):
     tinted = (np.abs(picture_of_square(tmp_path / "a", segmentation=triangle) - mixed) <= 2).all(2)
     assert 0.8 * 100 * 100 / 2 < tinted.sum() < 100 * 100 / 2
     assert not (np.abs(picture_of_square(tmp_path / "b") - mixed) <= 2).all(2).any()
+
+
+def test_two_equal_boxes_keep_their_own_masks(tmp_path):
+    """One object of two with the same class and box covers its upper half, the other its lower half."""
+    halves = [[[40, 20, 60, 20, 60, 30, 40, 30]], [[40, 30, 60, 30, 60, 40, 40, 40]], [[1, 1, 2, 2]]]
+    box = {"image_id": 1, "category_id": 1, "bbox": [40, 20, 20, 20]}
+    root = write_coco(tmp_path / "data", [("a.png", 96, 48)], [{**box, "segmentation": half} for half in halves])
+    checked = check_split(root, "train", "coco")
+    assert [defect.reason for defect in checked.defects] == ["bad mask"]
+    masks = checked.content.images[0].masks
+    assert masks.counts[2] == b""  # the object of the bad mask stays, without one
+    upper, lower = masks.decode(np.array([True, True, False]))
+    assert (upper[20:30].sum(), upper[30:].sum()) == (200, 0)
+    assert (lower[:30].sum(), lower[30:40].sum()) == (0, 200)
+    assert report_data(root, output=tmp_path / "out")[0].splits[0].masks == 2
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 900), (3000, 4), (1500, 1100), (16, 16)])

@@ -286,7 +286,8 @@ def test_a_mask_of_another_size_than_its_image_is_refused(dataset, masked):
     content = dataset.to_coco()
     results = with_masks(content, displaced_truth(content, spread=3))
     results[2]["segmentation"]["size"].reverse()
-    expected = r"^found.json: results\[2\]: segmentation: size: expected \[153, 161\], image 70's .* got \[161, 153\]$"
+    place = r"^found.json: results\[2\]: segmentation: size: "
+    expected = place + r"expected \[153, 161\], image 70's .* found \[161, 153\]$"
     with pytest.raises(DataError, match=expected):
         evaluate(masked, results, source="found.json")
 
@@ -584,8 +585,8 @@ RLE = {"size": [3, 4], "counts": coco_mask.encode(np.ones((3, 4), np.uint8, orde
 @pytest.mark.parametrize(
     ("results", "expected"),
     [
-        ({}, "expected a list of results, got dict"),
-        ([GOOD_RESULT, 1], "results[1]: expected an object, got int"),
+        ({}, "expected a list of results, found dict"),
+        ([GOOD_RESULT, 1], "results[1]: expected an object, found int"),
         ([GOOD_RESULT | {"image_id": "1"}], "results[0]: image_id: expected an integer"),
         ([GOOD_RESULT | {"category_id": None}], "results[0]: category_id: expected an integer"),
         ([GOOD_RESULT | {"bbox": [1, 2, 3]}], "results[0]: bbox: expected [x, y, width, height]"),

@@ -600,3 +600,12 @@ def test_a_missing_key_is_named(key):
 def test_an_unknown_key_is_named():
     with pytest.raises(NatsError, match=r"^config\.json: unknown key 'colour'"):
         DetectorConfig.from_dict({**CONFIG, "colour": "red"})
+
+
+def test_a_genotype_is_found_by_every_name_that_commands_take(tmp_path):
+    (tmp_path / "search").mkdir()
+    OTHER.save(tmp_path / "search" / "genotype.json")
+    for genotype in (OTHER, OTHER.to_dict(), str(tmp_path / "search"), tmp_path / "search" / "genotype.json"):
+        detector = create_detector(backbone="resnet18", genotype=genotype, weights=None, **TINY)
+        assert detector.backbone.body.genotype == OTHER
+        assert Genotype.from_dict(detector.config.genotype) == OTHER

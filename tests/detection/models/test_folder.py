@@ -107,7 +107,7 @@ def edit_config(folder: Path, change: Callable[[dict], object]) -> None:
 
 def rewrite_weights(folder: Path, change: Callable[[dict], object], keep_metadata: bool = True) -> None:
     path = folder / "model.safetensors"
-    metadata = weights_file.safetensors_metadata(path) if keep_metadata else None
+    metadata = weights_file.WeightsFile(path).metadata if keep_metadata else None
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata)
@@ -151,7 +151,7 @@ def test_a_folder_holds_config_weights_card_and_chart(saved, kind, charts):
     assert config.pop("format") == 1
     assert DetectorConfig.from_dict(config) == from_pretrained(saved[kind]).config
     fingerprint = GENOTYPE.fingerprint() if kind == "regrouped" else "plain"
-    assert weights_file.safetensors_metadata(files["model.safetensors"])["genotype_sha256"] == fingerprint
+    assert weights_file.WeightsFile(files["model.safetensors"]).metadata["genotype_sha256"] == fingerprint
 
 
 def test_the_card_says_what_a_user_has_to_know(saved):

@@ -17,7 +17,7 @@ from torch import nn
 from nats_zoo import NatsError
 from nats_zoo.detection import TrainConfig
 from nats_zoo.genotype.genotype import Genotype
-from nats_zoo.genotype.runs import Run, runs_from_channels
+from nats_zoo.genotype.runs import Run, Runs
 from nats_zoo.search import MixtureConv2d, SearchConfig, decode
 from nats_zoo.search.report.outcome import alpha_outcome, read_snapshots
 from nats_zoo.search.report.page import write_report
@@ -245,6 +245,14 @@ def test_a_temperature_that_falls_is_the_last_one_at_the_end(report):
     assert (report.folder / "report" / "alpha.png").read_bytes() == falling
 
 
+def test_a_logged_temperature_counts_and_not_that_of_the_options(report):
+    records = [alpha_record(epoch, logs(PROBABILITIES, temperature=0.2)) | {"temperature": 0.2} for epoch in (7, 10)]
+    _, page = report([*loss_records(), *records], temperature=3.0, final_temperature=0.01)
+    assert table(page)["relative entropy of the probabilities"].startswith("0.760 ")
+    with pytest.raises(NatsError, match=r"log\.jsonl: temperature: expected a finite number above 0, found 0"):
+        report([*loss_records(), alpha_record(10, logs(PROBABILITIES)) | {"temperature": 0}])
+
+
 # --- warnings ---------------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +293,7 @@ def test_noise_in_alpha_is_no_move_and_a_preference_of_some_groups_is_one(report
     many = {"layer4.0.conv2": tuple((1, d) for d in range(1, 10))}
     noise = rng.normal(0, 0.25, (16, 9))
     for alpha, expected in ((noise, ["alpha did not move"]), (noise + 2 * np.eye(9)[rng.integers(0, 9, 16)], [])):
-        convs = {"layer4.0.conv2": runs_from_channels((1, 1 + int(best)) for best in alpha.argmax(1))}
+        convs = {"layer4.0.conv2": Runs.of((1, 1 + int(best)) for best in alpha.argmax(1))}
         records = [*loss_records(), alpha_record(10, {"layer4.0.conv2": alpha})]
         warnings, _ = report(records, convs, candidates=many)
         assert [warning.partition(":")[0] for warning in warnings] == expected

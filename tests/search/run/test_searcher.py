@@ -572,7 +572,7 @@ def finished(searched):
     """The genotype of a searcher as it stands."""
     searched.folder.begin()
     searched.log({"alpha": alpha_dict(searched.searched), "loss": 1.0})
-    return searched._finish()
+    return searched.finish()
 
 
 def test_max_dilations_limits_each_convolution_to_the_best_set(searcher):

@@ -124,7 +124,7 @@ def test_any_networks_genotype_is_one_that_timms_network_takes_on(name, mode, pr
     body, searched = supernet(plain, mode, "frozen", "tied", CHANNELS_PER_GROUP.get(name))
     decide(searched, seed=3)
     names = genotype_names(body, list(searched))
-    genotype = decode(searched, name, {}, names=names)
+    genotype = decode({names[own]: conv for own, conv in searched.items()}, name, {})
     x = images()
     expected = outputs(body, searched, x)
     nats = timm.create_model("nats_any", architecture=name, genotype=genotype, **NETWORKS[name], **MAPS)

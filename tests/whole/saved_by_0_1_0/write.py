@@ -31,7 +31,7 @@ import nats_zoo
 from nats_zoo import Genotype, cli, detection
 
 TINY = "resnet_of_few_channels"
-MOST_NUMBERS = 300  # of a tensor of the trained detector that is kept whole
+MAX_NUMBERS = 300  # of a tensor of the trained detector that is kept whole
 STOP = 10  # the step after which the training run was stopped, of 12
 
 # Options that keep a variant small: they travel in its config.json.
@@ -258,7 +258,7 @@ def write(folder: Path) -> None:
     nats(*TRAIN, "--output", "uninterrupted")
     trained = load_file("uninterrupted/model/model.safetensors")
     digests["trained"] = digest(trained)
-    tensors |= {f"trained/{name}": tensor for name, tensor in trained.items() if tensor.numel() <= MOST_NUMBERS}
+    tensors |= {f"trained/{name}": tensor for name, tensor in trained.items() if tensor.numel() <= MAX_NUMBERS}
     stop_after(STOP)
     nats(*TRAIN, "--output", "stopped", code=130)
     nats(*SEARCH, "--output", "searched")

@@ -58,7 +58,7 @@ def write_voc(root: Path, xmls: dict[str, str], split: str | None = "train") -> 
 
 
 def boxes_of(raw) -> list[list[float]]:
-    return [entry["bbox"] for entry in raw.annotations]
+    return [entry.box for entry in raw.annotations]
 
 
 def reasons(raw) -> list[str]:
@@ -101,7 +101,7 @@ def test_the_convention_can_be_told(tmp_path, database, one_based, box):
 def test_difficult_objects_are_crowd_and_left_out_of_training(tmp_path):
     objects = (("cat", 2, 3, 20, 25, 1), ("cat", 2, 3, 30, 25, 0), ("cat", 2, 3, 25, 25, ""))
     root = write_voc(tmp_path, {"a": voc_xml(objects=objects)})
-    assert [entry["iscrowd"] for entry in read_voc(root, "train").annotations] == [1, 0, 0]
+    assert [entry.iscrowd for entry in read_voc(root, "train").annotations] == [1, 0, 0]
     dataset = open_split(root, "train")
     assert dataset[0][1]["boxes"].tolist() == [[2, 3, 30, 25], [2, 3, 25, 25]]
     assert [entry["iscrowd"] for entry in dataset.to_coco()["annotations"]] == [1, 0, 0]
@@ -112,14 +112,14 @@ def test_parts_of_an_object_are_not_the_object(tmp_path):
     text = voc_xml().replace("<object>", f"<object>{part}")
     raw = read_voc(write_voc(tmp_path, {"a": text}), "train")
     assert boxes_of(raw) == [[2, 3, 18, 22]]
-    assert [category["name"] for category in raw.categories] == ["cat"]
+    assert list(raw.categories.values()) == ["cat"]
 
 
 def test_ids_count_from_one_in_order_of_file_names(tmp_path):
     xmls = {stem: voc_xml(f"{stem}.jpg") for stem in ("b", "c", "a")}
     raw = read_voc(write_voc(tmp_path, xmls), "train")
-    assert [(image["id"], image["file_name"]) for image in raw.images] == [(1, "a.jpg"), (2, "b.jpg"), (3, "c.jpg")]
-    assert [entry["image_id"] for entry in raw.annotations] == [1, 2, 3]
+    assert [(image.id, image.file_name) for image in raw.images] == [(1, "a.jpg"), (2, "b.jpg"), (3, "c.jpg")]
+    assert [entry.image_id for entry in raw.annotations] == [1, 2, 3]
 
 
 def test_classes_are_those_of_all_splits_sorted(tmp_path):
@@ -128,8 +128,8 @@ def test_classes_are_those_of_all_splits_sorted(tmp_path):
     write_voc(tmp_path, {"b": voc_xml("b.jpg", objects=(("ant", 2, 3, 20, 25), ("cat", 2, 3, 20, 25)))}, "val")
     train, val = read_voc(tmp_path, "train"), read_voc(tmp_path, "val")
     assert train.categories == val.categories
-    assert [category["name"] for category in train.categories] == ["ant", "cat", "dog"]
-    assert [entry["category_id"] for entry in (*train.annotations, *val.annotations)] == [3, 1, 2]
+    assert list(train.categories.values()) == ["ant", "cat", "dog"]
+    assert [entry.category_id for entry in (*train.annotations, *val.annotations)] == [3, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["labels.txt", "classes.txt"])
@@ -137,8 +137,8 @@ def test_a_file_of_classes_gives_their_order(tmp_path, name):
     root = write_voc(tmp_path, {"a": voc_xml(objects=(("cat", 2, 3, 20, 25), ("emu", 1, 1, 9, 9)))})
     write(root / name, "dog\ncat\n")
     raw = read_voc(root, "train")
-    assert [category["name"] for category in raw.categories] == ["dog", "cat"]
-    assert [entry["category_id"] for entry in raw.annotations] == [2]
+    assert list(raw.categories.values()) == ["dog", "cat"]
+    assert [entry.category_id for entry in raw.annotations] == [2]
     defect = only_defect(root)
     assert defect.reason == "unknown class"
     for text in (str(root / "Annotations" / "a.xml"), "object 2", "name", "'emu'"):
@@ -171,7 +171,7 @@ def test_layouts(tmp_path, listing, annotations, images):
     image = write_image(tmp_path / images / "a.v1.png")
     assert list_voc_splits(tmp_path) == ["train"]
     raw = read_voc(tmp_path, "train")
-    assert [(raw.folder / entry["file_name"]).resolve() for entry in raw.images] == [image.resolve()]
+    assert [(raw.folder / entry.file_name).resolve() for entry in raw.images] == [image.resolve()]
     assert len(open_split(tmp_path, "train", "voc")) == 1
 
 
@@ -204,7 +204,7 @@ def test_the_folder_above_several_data_sets_is_none(tmp_path):
 def test_the_images_folder_can_be_told(tmp_path):
     root = write_voc(tmp_path, {"a": voc_xml()})
     write_image(tmp_path / "elsewhere" / "a.png")
-    assert read_voc(root, "train", "elsewhere").images[0]["file_name"] == "a.png"
+    assert read_voc(root, "train", "elsewhere").images[0].file_name == "a.png"
     with pytest.raises(DataError, match="images: expected a folder"):
         read_voc(root, "train", "nowhere")
 
@@ -221,12 +221,12 @@ def test_images_that_lie_nowhere_are_named_with_where_they_were_looked_for(tmp_p
 def test_the_name_in_the_file_finds_an_image_that_the_stem_does_not(tmp_path):
     root = write_voc(tmp_path, {"a": voc_xml("C:\\me\\photo.jpg")})
     os.rename(root / "JPEGImages" / "a.jpg", root / "JPEGImages" / "photo.jpg")
-    assert read_voc(root, "train").images[0]["file_name"] == "photo.jpg"
+    assert read_voc(root, "train").images[0].file_name == "photo.jpg"
 
 
 def test_a_name_that_no_image_has_gives_way_to_the_stem(tmp_path):
     raw = read_voc(write_voc(tmp_path, {"a": voc_xml("before_it_was_renamed.jpg")}), "train")
-    assert raw.images[0]["file_name"] == "a.jpg"
+    assert raw.images[0].file_name == "a.jpg"
     assert raw.defects == []
 
 
@@ -289,7 +289,7 @@ def test_swapped_images_are_named(tmp_path):
     assert reasons(raw) == ["swapped image"] * 2
     assert str(root / "Annotations" / "a.xml") in raw.defects[0].message
     assert "'b.jpg'" in raw.defects[0].message
-    assert [image["file_name"] for image in raw.images] == ["c.jpg"]
+    assert [image.file_name for image in raw.images] == ["c.jpg"]
 
 
 def test_missing_ambiguous_and_shared_images_are_named(tmp_path):

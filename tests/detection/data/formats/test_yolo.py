@@ -47,7 +47,7 @@ def write_yolo(root: Path, labels: dict[str, str | None], **content) -> Path:
 
 
 def boxes_of(raw) -> list[list[float]]:
-    return [entry["bbox"] for entry in raw.annotations]
+    return [entry.box for entry in raw.annotations]
 
 
 def only_defect(root: Path):
@@ -67,15 +67,15 @@ def test_boxes_polygons_and_images_without_objects(tmp_path):
     labels = {"a": f"{BOX}\n\n1 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.5\n", "b": "", "c": None}
     raw = read_yolo(write_yolo(tmp_path, labels), "train")
     assert raw.defects == []
-    assert [image["file_name"] for image in raw.images] == [f"images/train/{stem}.png" for stem in "abc"]
-    assert [(image["id"], image["width"], image["height"]) for image in raw.images] == [(n, *SIZE) for n in (1, 2, 3)]
+    assert [image.file_name for image in raw.images] == [f"images/train/{stem}.png" for stem in "abc"]
+    assert [(image.id, image.width, image.height) for image in raw.images] == [(n, *SIZE) for n in (1, 2, 3)]
     box, polygon = raw.annotations
-    assert (box["bbox"], box["category_id"]) == ([15, 5, 10, 10], 1)
-    assert "segmentation" not in box
-    assert (polygon["bbox"], polygon["category_id"]) == ([10, 5, 20, 10], 2)
-    assert polygon["segmentation"] == [[10, 5, 30, 5, 30, 15, 10, 10]]
-    assert polygon["area"] == pytest.approx(150)  # a trapezium, 20 wide, 5 and 10 high
-    assert raw.categories == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    assert (box.box, box.category_id) == ([15, 5, 10, 10], 1)
+    assert box.segmentation is None
+    assert (polygon.box, polygon.category_id) == ([10, 5, 20, 10], 2)
+    assert polygon.segmentation == [[10, 5, 30, 5, 30, 15, 10, 10]]
+    assert polygon.area == pytest.approx(150)  # a trapezium, 20 wide, 5 and 10 high
+    assert raw.categories == {1: "cat", 2: "dog"}
 
 
 @pytest.mark.parametrize(
@@ -83,17 +83,17 @@ def test_boxes_polygons_and_images_without_objects(tmp_path):
 )
 def test_names(tmp_path, names):
     raw = read_yolo(write_yolo(tmp_path, {"a": BOX}, names=names, nc=2), "train")
-    assert [category["name"] for category in raw.categories] == ["cat", "dog"]
+    assert list(raw.categories.values()) == ["cat", "dog"]
 
 
 def test_a_number_of_classes_alone_gives_numbered_names(tmp_path):
     raw = read_yolo(write_yolo(tmp_path, {"a": BOX}, names=None, nc=2), "train")
-    assert [category["name"] for category in raw.categories] == ["class_0", "class_1"]
+    assert list(raw.categories.values()) == ["class_0", "class_1"]
 
 
 def test_names_that_are_numbers_are_names(tmp_path):
     raw = read_yolo(write_yolo(tmp_path, {"a": BOX}, names=[7, 8]), "train")
-    assert [category["name"] for category in raw.categories] == ["7", "8"]
+    assert list(raw.categories.values()) == ["7", "8"]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_splits_as_folders_lists_and_text_files(tmp_path):
     splits = {"train": ["images/train", "images/more"], "val": "lists/val.txt", "test": None}
     root = write_yolo(tmp_path, {}, **splits)
     assert list_yolo_splits(root) == ["train", "val"]
-    found = {split: [image["file_name"] for image in read_yolo(root, split).images] for split in ("train", "val")}
+    found = {split: [image.file_name for image in read_yolo(root, split).images] for split in ("train", "val")}
     assert found["train"] == ["images/more/c.png", "images/train/a.png", "images/train/deep/b.png"]
     assert found["val"] == ["images/more/c.png", "images/train/a.png", "images/val/d.png"]
     assert all(len(read_yolo(root, split).annotations) == 3 for split in found)
@@ -152,14 +152,14 @@ def test_images_outside_the_root_keep_their_whole_path(tmp_path):
     image = write_image(tmp_path / "far" / "images" / "a.png")
     write(tmp_path / "far" / "labels" / "a.txt", BOX)
     root = write_yolo(tmp_path / "set", {}, train=str(tmp_path / "far" / "images"))
-    assert read_yolo(root, "train").images[0]["file_name"] == str(image)
+    assert read_yolo(root, "train").images[0].file_name == str(image)
     assert len(open_split(root, "train")[0][1]["boxes"]) == 1
 
 
 def test_keypoints_after_the_box_are_left_alone(tmp_path):
     root = write_yolo(tmp_path, {"a": f"{BOX} 0.1 0.1 2 0.2 0.2 2"}, kpt_shape=[2, 3])
     assert boxes_of(read_yolo(root, "train")) == [[15, 5, 10, 10]]
-    assert "segmentation" not in read_yolo(root, "train").annotations[0]
+    assert read_yolo(root, "train").annotations[0].segmentation is None
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -172,7 +172,7 @@ def test_sizes_are_upright(tmp_path, orientation):
     write(root / "labels" / "train" / "a.txt", BOX)
     upright = SIZE[::-1] if orientation > 4 else SIZE
     image = read_yolo(root, "train").images[0]
-    assert (image["width"], image["height"]) == upright
+    assert (image.width, image.height) == upright
     pixels, target = open_split(root, "train")[0]
     assert pixels.shape[:0:-1] == upright
     assert target["boxes"].shape == (1, 4)
@@ -281,7 +281,7 @@ def test_images_that_can_not_be_read_are_named(tmp_path):
     raw = read_yolo(root, "train")
     assert [defect.reason for defect in raw.defects] == ["unreadable image"] * 2
     assert str(root / "images" / "train" / "a.png") in raw.defects[0].message
-    assert [(image["id"], image["file_name"]) for image in raw.images] == [(3, "images/train/c.png")]
+    assert [(image.id, image.file_name) for image in raw.images] == [(3, "images/train/c.png")]
     assert len(open_split(root, "train", skip_bad=True)) == 1
 
 
