@@ -53,7 +53,7 @@ def test_each_network_is_timed_and_compared(runtimes, runtime, tmp_path, capsys,
     printed = capsys.readouterr().out
     assert f"{runtime} float32 1 64x96 default: " in printed
 
-    monkeypatch.setattr(runtimes, "MOST_DIFFERENT", 1e-9)
+    monkeypatch.setattr(runtimes, "MAX_DIFFERENCE", 1e-9)
     assert runtimes.main([*TINY, "--runtime", runtime]) == 2
     assert f"runtimes: {runtime}: plain: its maps are off by" in capsys.readouterr().err
 
