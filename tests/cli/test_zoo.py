@@ -279,7 +279,7 @@ REFUSED = {
         [*EXPORT, "--for", "openvino", "--output", "m.pt2"],
         r"for: openvino is served best by \.onnx files, found the format 'torch'",
     ),
-    "transfer to nothing": (["transfer", "mine.json", "resnet19"], "'resnet19' is no timm model"),
+    "transfer to nothing": (["transfer", "mine.json", "resnet19"], "mine.json: timm has no model 'resnet19'"),
     "merge to none": (["merge", "mine.json", "-k", "0"], r"mine\.json: max_dilations must be a positive integer"),
     "merge without a number": (["merge", "mine.json"], "max_dilations"),
     "small": ([*EXPORT[:-1], "32"], "size: expected at least 64 pixels"),
