@@ -69,14 +69,14 @@ fi
 if [ $quick = 1 ]; then
   output=${OUTPUT:-$scratch/csv} images=6 side=64
   latency=(--device cpu --model nats_resnet18 --size 64x64 --repeats 2 --warmup 1)
-  batches=(1 2) graphs=(1) dtypes=(float32 tf32 bfloat16)
+  batches=(1 2) compiled=(default) dtypes=(float32 tf32 bfloat16)
   detector=(--min-size 64 --max-size 96 --fpn-channels 16 --head-size 16 --roi-samples 16 --batch 2 --steps 1 --rounds 2)
   search=(--device cpu --model resnet18 --size 64x64 --fpn-channels 16 --head-size 16 --roi-samples 16 --groups 2 --repeats 2)
 else
   "$PYTHON" -c "import torch; print(torch.cuda.get_device_name(), torch.__version__)" || exit 1
   output=${OUTPUT:-benchmarks/gpu} images=64 side=800
   latency=(--device cuda --model nats_resnet50 --size 800x1216 --repeats 20 --warmup 5)
-  batches=(1 8 32) graphs=(1) dtypes=(float32 tf32 bfloat16)
+  batches=(1 8 32) compiled=(uniform default ic16) dtypes=(float32 tf32 bfloat16)
   detector=(--backbone resnet50 --min-size 800 --max-size 1333 --batch 8 --steps 4 --rounds 6 --precision bf16
     --memory-format channels_last --workers 4)
   search=(--device cuda --model resnet50 --size 800x800 --batch 4 --precision bf16 --memory-format channels_last
@@ -89,8 +89,8 @@ run "latency, eager and deployed" 170 benchmarks/latency.py "${latency[@]}" --ge
   --csv "$output/latency.csv"
 run "latency, contiguous" 40 benchmarks/latency.py "${latency[@]}" --genotype default uniform --form eager \
   --dtype float32 bfloat16 --memory-format contiguous --batch 1 --csv "$output/latency_contiguous.csv"
-run "latency, CUDA graphs" 180 benchmarks/latency.py "${latency[@]}" --genotype uniform default ic16 --form graphs \
-  --network plain nats --dtype bfloat16 --memory-format channels_last --batch "${graphs[@]}" \
+run "latency, CUDA graphs" 180 benchmarks/latency.py "${latency[@]}" --genotype "${compiled[@]}" --form graphs \
+  --network plain nats --dtype bfloat16 --memory-format channels_last --batch 1 \
   --csv "$output/latency_graphs.csv"
 (cd "$scratch" && "$PYTHON" -c "
 from nats_zoo.detection.data.drawn import draw_dataset

@@ -1,21 +1,20 @@
-"""Statistics of small paired comparisons, and of genotypes that several seeds found. Needs numpy only.
+"""Statistics of small paired comparisons, and of genotypes that several seeds found.
 
 Differences are taken within blocks (same training seed, same data), so that what a block has in common cancels. Few
 blocks show little: at a standard deviation of 0.8 of the differences, a true difference of 1 is seen at the 5% level
-in 24% of studies of 3 blocks, 56% of 5, 86% of 8.
+in 24% of studies of 3 blocks, 56% of 5, 86% of 8. Needs scipy: pip install 'nats-zoo[benchmarks]'.
 """
 
-import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import permutation_test, t
 
 ENOUGH_BLOCKS = 8  # fewer are described, not tested
-EXACT_FLIPS_UP_TO = 16  # pairs: 65,536 sign flips
-RANDOM_FLIPS = 100_000
+RANDOM_FLIPS = 100_000  # more than all flips of 16 pairs, which are then gone through one by one
 SHUFFLES = 2000
 LEVEL = 0.95
 
@@ -51,48 +50,19 @@ def paired(differences: Sequence[float], seed: int = 0) -> Paired:
         differences: one per pair, at least one.
         seed: of the random sign flips, used beyond 16 pairs only.
     """
-    n, mean = len(differences), statistics.fmean(differences)
-    p = sign_flip_p(differences, seed)
+    sd, margin = spread(differences)
+    mean, p = statistics.fmean(differences), sign_flip_p(differences, seed)
+    low, high = (None, None) if margin is None else (mean - margin, mean + margin)
+    return Paired(tuple(differences), mean, sd, low, high, p)
+
+
+def spread(differences: Sequence[float]) -> tuple[float | None, float | None]:
+    """Standard deviation (n - 1), and half the mean's 95% confidence interval by Student's t; None for one pair."""
+    n = len(differences)
     if n == 1:
-        return Paired(tuple(differences), mean, None, None, None, p)
+        return None, None
     sd = statistics.stdev(differences)
-    margin = t_quantile((1 + LEVEL) / 2, n - 1) * sd / math.sqrt(n)
-    return Paired(tuple(differences), mean, sd, mean - margin, mean + margin, p)
-
-
-def t_cdf(t: float, df: int) -> float:
-    """P(T <= t) of Student's t with an integer number of degrees of freedom: a finite sum, exact.
-
-    Abramowitz and Stegun 26.7.3 and 26.7.4, with theta = atan(t / sqrt(df)).
-    """
-    theta = math.atan(t / math.sqrt(df))
-    sine, cosine = math.sin(theta), math.cos(theta)
-    term, total = (cosine, 0.0) if df % 2 else (1.0, 0.0)
-    for k in range(2 + df % 2, df + 1, 2):
-        total += term
-        term *= cosine * cosine * (k - 1) / k
-    inside = 2 / math.pi * (theta + sine * total) if df % 2 else sine * total
-    return 0.5 + inside / 2
-
-
-def t_quantile(p: float, df: int) -> float:
-    """The t with P(T <= t) = p, by bisection.
-
-    Args:
-        p: in 0..1, both ends excluded.
-        df: degrees of freedom, at least 1.
-    """
-    if not 0 < p < 1 or df < 1:
-        raise ValueError(f"expected 0 < p < 1 and df >= 1, found {p} and {df}")
-    if p < 0.5:
-        return -t_quantile(1 - p, df)
-    low, high = 0.0, 1.0
-    while t_cdf(high, df) < p:
-        low, high = high, 2 * high
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
-    return (low + high) / 2
+    return sd, float(t.ppf((1 + LEVEL) / 2, n - 1)) * sd / math.sqrt(n)
 
 
 def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
@@ -101,15 +71,15 @@ def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
     The share of sign flips whose sum is at least as far from zero as the observed one: of all 2^n up to 16 pairs
     (the smallest p is then 2 / 2^n); beyond, of 100,000 random ones and the observed one.
     """
-    values = np.asarray(differences, dtype=float)
-    observed = abs(values.sum())
-    slack = 1e-9 * np.abs(values).sum()  # equal sums, added up in another order
-    if len(values) <= EXACT_FLIPS_UP_TO:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(values))))
-        return float((np.abs(signs @ values) >= observed - slack).mean())
-    signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(RANDOM_FLIPS, len(values)))
-    extreme = int((np.abs(signs @ values) >= observed - slack).sum())
-    return (1 + extreme) / (1 + RANDOM_FLIPS)
+    if len(differences) == 1:  # which the library refuses
+        return 1.0
+    digits = 9 - math.ceil(math.log10(max(np.abs(differences).sum(), 1e-300)))  # equal sums, added up in another order
+
+    def far_from_zero(values: np.ndarray, axis: int) -> np.ndarray:
+        return np.abs(values.sum(axis)).round(digits)
+
+    options = {"permutation_type": "samples", "alternative": "greater", "n_resamples": RANDOM_FLIPS}
+    return float(permutation_test((differences,), far_from_zero, rng=seed, **options).pvalue)
 
 
 class Agreement(NamedTuple):

@@ -25,6 +25,10 @@ class Metrics:
         ar_large: of large objects.
         per_class: `{"ap": ..., "ap50": ...}` by class name, in order of category id.
         mask: the same of masks; None: there are no masks to be compared.
+
+    Example:
+        >>> metrics = Metrics.from_dict(json.loads(Path("runs/nats/metrics.json").read_text()))
+        >>> print(metrics.table())
     """
 
     ap: float | None

@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("test", "tracking", "video", "export")
+EXTRAS = ("test", "tracking", "video", "export", "benchmarks")
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,-]+\])?>=(?P<floor>[\d.]+)")
 BUILT_FROM = ("nats_zoo", "detection", "search", "recipes", "pyproject.toml", "README.md", "LICENSE")
 

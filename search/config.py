@@ -66,6 +66,10 @@ class SearchConfig(RunConfig):
         max_rounds: of scoring, in sensitivity mode.
         flip: probability of mirroring an image left and right.
         note: free text for the genotype's provenance.
+
+    Example:
+        >>> config = SearchConfig(data="my_data", output="runs/search", mode="sampled", groups=4, epochs=12)
+        >>> genotype = Searcher(config).run()
     """
 
     backbone: str = "resnet50"

@@ -14,12 +14,14 @@ import random as random_module
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from timm.models import split_model_name_tag
 from torch import nn
 
 from ..base.errors import NatsError
+from ..base.files import output_file
 from ..base.names import VARIANT_PREFIX
 from ..folders.find_genotype import find_genotype
 from ..genotype.genotype import Genotype
@@ -214,27 +216,68 @@ _OPTIONS = {
 }
 
 
-def make_control(kind: str, options: Mapping[str, Any], seed: int = 0) -> Genotype:
-    """The control genotype that a command's options ask for.
+def make_control(
+    kind: Literal["uniform", "random", "shares", "shuffled"],
+    backbone: str | None = None,
+    space: str | None = None,
+    groups: int | None = None,
+    channels_per_group: int | None = None,
+    convs: list[str] | None = None,
+    basic_block: Literal["conv2", "both"] | None = None,
+    dilation: str | None = None,
+    shares: dict[int, dict[str, float]] | None = None,
+    genotype: str | None = None,
+    seed: int = 0,
+    output: str | None = None,
+) -> tuple[Genotype, Path]:
+    """Make a genotype without a search, as a control for a searched one.
 
     Args:
-        kind: uniform, random, shares or shuffled.
-        options: as far as given, those of a Searchable, its architecture as `backbone`; dilation (as text), shares
-            (plain data) and genotype (what `source.find_genotype` takes).
+        kind: uniform (one dilation everywhere), random (each group draws any candidate), shares (given shares of each
+            stage's groups), or shuffled (another genotype's shares, on other channels).
+        backbone: timm name of the plain network; of all kinds but shuffled.
+        space: the candidate dilations and stages, as for nats search: A, B, C or a YAML file; default: C.
+        groups: groups of output channels per convolution, of random and shares; default: 16.
+        channels_per_group: size of the groups instead of their number.
+        convs: names of the convolutions, or patterns, as for nats search.
+        basic_block: which convolutions of a BasicBlock, as for nats search; default: conv2.
+        dilation: of uniform, as HEIGHTxWIDTH.
+        shares: of shares, by stage and dilation, such as {3: {1x1: 0.5, 1x3: 0.5}}; other stages stay plain.
+        genotype: of shuffled: a published genotype's name, a genotype file, or the folder of a search or model.
         seed: of what is drawn.
+        output: JSON file; default: the backbone's name, the kind and the seed, in the working folder.
+
+    Returns:
+        The genotype, and the file.
 
     Raises:
         NatsError: an option that the kind needs is missing, one that it does not take is there, or one is wrong.
     """
+    options = {"backbone": backbone, "space": space, "groups": groups, "channels_per_group": channels_per_group}
+    options |= {
+        "convs": convs,
+        "basic_block": basic_block,
+        "dilation": dilation,
+        "shares": shares,
+        "genotype": genotype,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     needed, others = _OPTIONS[kind]
-    for name in options:
+    for name in given:
         if name not in (*needed, *others):
             raise NatsError(f"{name}: is not for {kind}, which takes {', '.join((*needed, *others))}")
     for name in needed:
-        if name not in options:
+        if name not in given:
             raise NatsError(f"{name}: is missing, {kind} needs it")
+    made = _make(kind, given, seed)
+    target = output_file(output or f"{made.architecture}_{kind}_{dilation or seed}.json")
+    made.save(target)
+    return made, target
+
+
+def _make(kind: str, options: Mapping[str, Any], seed: int) -> Genotype:
     if kind == "shuffled":
-        return shuffled(find_genotype(options["genotype"]), seed)
+        return shuffled(options["genotype"], seed)
     size = {name: options[name] for name in _SIZE if name in options} or {"groups": DEFAULT_GROUPS}
     where = {name: options[name] for name in _WHERE if name in options}
     searchable = Searchable(options["backbone"], **where, **size)

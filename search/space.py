@@ -30,6 +30,10 @@ class SearchSpace:
     Attributes:
         name: as provenance and the command call it.
         candidates: by stage (2: layer2, the paper's stage 3); the first of each is the plain dilation.
+
+    Example:
+        >>> space = SearchSpace("wide", {3: ((1, 1), (1, 3)), 4: ((1, 1), (1, 3), (1, 5))})
+        >>> convs = searched_convs(timm.create_model("resnet50"), space)
     """
 
     name: str
@@ -71,6 +75,9 @@ def find_space(space: str | os.PathLike) -> SearchSpace:
 
     Raises:
         SearchError: no such name or file, or a malformed one.
+
+    Example:
+        >>> find_space("C").candidates[2]  # ((1, 1), (2, 2), (3, 3), (1, 3), (3, 1))
     """
     if space in SPACES:
         return SPACES[space]

@@ -182,20 +182,22 @@ def _defect_lines(defects: Sequence[Defect]) -> Iterator[str]:
 
 
 def report_data(
-    root: str | Path,
+    path: str | Path,
     split: str | None = None,
     format: Format | None = None,
     images: str | Path | None = None,
     output: str | Path | None = None,
     samples: int = 8,
 ) -> tuple[DataReport, list[str]]:
-    """Read and decode all of a data set, and write a picture and a JSON file of what is in it.
+    """Check a data set, every image and object of it, and show what is in it: numbers, defects, a picture of samples.
 
     Args:
-        root, format, images: as for `opening.read_split`.
-        split: default: all.
-        output: a PNG file, beside which the JSON file gets the same stem; or a folder, for data.png and data.json.
-            Default: `{name of the data set}_data.png`, in the working folder.
+        path: folder of a data set (COCO, Pascal VOC or YOLO), or its annotation file or data.yaml.
+        split: the split to look at; default: all.
+        format: coco, voc or yolo; default: told by looking, the first of these that is there.
+        images: folder of the images, if it is not found by itself; not for YOLO.
+        output: PNG file for the samples, the numbers going into a JSON file beside it, or a folder for data.png and
+            data.json; default: the data set's name with _data.png and _data.json, in the working folder.
         samples: images of each split in the picture; 0 for no picture.
 
     Returns:
@@ -205,7 +207,7 @@ def report_data(
         DataError: there is no such data set or split.
         NatsError: the output can not be written there.
     """
-    root = Path(root)
+    root = Path(path)
     if samples < 0:
         raise NatsError(f"samples: expected 0 or more, found {samples}")
     chosen = detect_format(root) if format is None else format

@@ -3,23 +3,22 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from ...base.files import atomic_file
 from ..data.annotations import CocoAnnotations, ImageRecord
 from ..data.images import load_image
-from ..pictures.drawing import MIN_SHORT_SIDE, PALETTE, draw_detections, load_font, shorten
+from ..pictures.drawing import MIN_SHORT_SIDE, PALETTE, draw_detections
+from ..pictures.sheet import Cell, write_sheet
 from .check import CheckedSplit
 
 CELL = 480  # pixels, the longer side of a sample
 COLUMNS = 4
-HEADING, CAPTION, GAP = 26, 14, 14
 BACKGROUND = (238, 238, 238)
 
 
@@ -31,15 +30,12 @@ def draw_samples(checked: Sequence[CheckedSplit], path: Path, samples: int) -> N
         path: the PNG file.
         samples: most images of a split.
     """
-    sheet = _lay_out(
-        {
-            f"{each.split}: {many(len(each.content.images), 'image')}": _draw_split(each.content, each.folder, samples)
-            for each in checked
-            if each.content is not None
-        }
-    )
-    with atomic_file(path) as scratch:
-        sheet.save(scratch, format="PNG")
+    sections = {
+        f"{each.split}: {many(len(each.content.images), 'image')}": _draw_split(each.content, each.folder, samples)
+        for each in checked
+        if each.content is not None
+    }
+    write_sheet(path, sections, COLUMNS)
 
 
 def choose_samples(records: Sequence[ImageRecord], samples: int) -> list[int]:
@@ -63,21 +59,14 @@ def many(number: int, thing: str) -> str:
     return f"{number:,} {thing if number == 1 else plural}"
 
 
-class Sample(NamedTuple):
-    """A drawn image with what is written under it."""
-
-    image: Image.Image
-    caption: str
-
-
-def _draw_split(content: CocoAnnotations, folder: Path, samples: int) -> list[Sample]:
+def _draw_split(content: CocoAnnotations, folder: Path, samples: int) -> list[Cell]:
     chosen = [content.images[index] for index in choose_samples(content.images, samples)]
     widths, heights = zip(*(_fit((record.width, record.height), (CELL, CELL)) for record in chosen), strict=True)
     cell = (max(MIN_SHORT_SIDE, *widths), max(MIN_SHORT_SIDE, *heights))
     return [_draw_record(record, folder / record.file_name, content.classes, cell) for record in chosen]
 
 
-def _draw_record(record: ImageRecord, path: Path, classes: Sequence[str], cell: tuple[int, int]) -> Sample:
+def _draw_record(record: ImageRecord, path: Path, classes: Sequence[str], cell: tuple[int, int]) -> Cell:
     """Draw an image into a cell of its own: letters and lines have one size, whatever the image's."""
     image = load_image(str(path), path, (record.width, record.height))
     fitted = image.resize(_fit(image.size, cell), Image.Resampling.LANCZOS)
@@ -92,7 +81,7 @@ def _draw_record(record: ImageRecord, path: Path, classes: Sequence[str], cell: 
     labels = torch.from_numpy((record.labels + crowd * record.iscrowd)[order])
     masks = _Planes(record, order, corner, fitted.size, cell)
     drawn = draw_detections(canvas, boxes, labels, classes=names, masks=masks, enlarge=False)
-    return Sample(drawn, f"{record.file_name}  {many(len(record.boxes), 'object')}")
+    return Cell(drawn, (f"{record.file_name}  {many(len(record.boxes), 'object')}",))
 
 
 def _fit(size: tuple[int, int], cell: tuple[int, int]) -> tuple[int, int]:
@@ -139,29 +128,3 @@ class _Planes(Sequence[np.ndarray]):
             mask = masks.decode(np.arange(len(masks)) == row)[0]
             canvas.paste(Image.fromarray(mask.numpy() * 255).resize(self.size, Image.Resampling.BILINEAR), self.corner)
         return np.asarray(canvas) >= 128
-
-
-def _lay_out(sections: Mapping[str, Sequence[Sample]]) -> Image.Image:
-    """A sheet with a heading for each section, over rows of samples with captions."""
-    head, small = load_font(HEADING), load_font(CAPTION)
-    columns = min(COLUMNS, max(map(len, sections.values())))
-    width = max(sample.image.width for samples in sections.values() for sample in samples)
-    lines = {
-        title: [cells[i : i + columns] for i in range(0, len(cells), columns)] for title, cells in sections.items()
-    }
-    step = {title: samples[0].image.height + 2 * CAPTION + GAP for title, samples in sections.items()}
-    height = GAP + sum(2 * HEADING + len(lines[title]) * step[title] for title in sections)
-    sheet = Image.new("RGB", (GAP + columns * (width + GAP), height), "white")
-    draw = ImageDraw.Draw(sheet)
-    top = GAP
-    for title in sections:
-        draw.text((GAP, top), shorten(title, head, sheet.width - 2 * GAP), fill="black", font=head)
-        top += 2 * HEADING
-        for line in lines[title]:
-            for column, sample in enumerate(line):
-                left = GAP + column * (width + GAP)
-                sheet.paste(sample.image, (left, top))
-                caption = shorten(sample.caption, small, width)
-                draw.text((left, top + sample.image.height + CAPTION // 4), caption, fill="black", font=small)
-            top += step[title]
-    return sheet

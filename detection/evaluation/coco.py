@@ -46,12 +46,12 @@ def evaluate(
         source: the file of the results, for messages.
 
     Example:
-        results = predict(detector, dataset, Accelerator())
-        print(evaluate(dataset, results).table())
+        >>> results = predict(detector, dataset, Accelerator())
+        >>> print(evaluate(dataset, results).table())
 
-    Raises:
-        DataError: if the file can not be used, or the results or `image_ids` name an image or a category that it
-            does not hold, or a mask is of another size than its image.
+        >>> es:
+        >>> DataError: if the file can not be used, or the results or `image_ids` name an image or a category that it
+        ...     does not hold, or a mask is of another size than its image.
     """
     return CocoEvaluation(annotations, results, image_ids, source).metrics()
 

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 from torchvision.transforms.v2 import functional as F
 
-from ...base.files import atomic_file
 from ..data.dataset import CocoDataset
-from ..pictures.drawing import draw_detections, load_font, shorten
+from ..pictures.drawing import draw_detections
+from ..pictures.sheet import Cell, write_sheet
 from .coco import CocoEvaluation, has_masks
 from .errors import FalsePositive, Missed
 
@@ -25,7 +25,7 @@ AROUND = 0.6  # how much is shown on each side of an error, in lengths of its ow
 
 LEAST_CROP = 96  # pixels of the image, shortest side of what is shown
 
-HEADING, CAPTION, GAP = 22, 14, 16
+GAP = 8  # pixels between the two
 BACKGROUND = (238, 238, 238)
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
@@ -85,24 +85,10 @@ class ErrorSheets:
         Raises:
             DataError: if an image can not be loaded.
         """
-        shown = errors[:MAX_ERRORS]
-        columns = min(COLUMNS, len(shown))
-        width, height = 2 * PANEL + GAP, PANEL + 2 * CAPTION + 2 * GAP
-        top = 3 * HEADING
-        rows = math.ceil(len(shown) / columns)
-        sheet = Image.new("RGB", (GAP + columns * (width + GAP), top + rows * height), "white")
-        draw, font = ImageDraw.Draw(sheet), load_font(HEADING)
-        draw.text((GAP, GAP), shorten(title, font, sheet.width - 2 * GAP), fill="black", font=font)
-        small = load_font(CAPTION)
-        note = shorten("left: ground truth; right: detections", small, sheet.width - 2 * GAP)
-        draw.text((GAP, GAP + 1.4 * HEADING), note, fill="#555555", font=small)
-        for number, error in enumerate(shown):
-            row, column = divmod(number, columns)
-            self._draw_error(sheet, (GAP + column * (width + GAP), top + row * height), error)
-        with atomic_file(path) as scratch:
-            sheet.save(scratch, format="PNG")
+        heading = f"{title}\nleft: ground truth; right: detections"
+        write_sheet(path, {heading: [self._draw_error(error) for error in errors[:MAX_ERRORS]]}, COLUMNS)
 
-    def _draw_error(self, sheet: Image.Image, place: tuple[int, int], error: FalsePositive | Missed) -> None:
+    def _draw_error(self, error: FalsePositive | Missed) -> Cell:
         truth, found = self.evaluation.truth, self.evaluation.found
         subjects = [truth.anns[error.truth]] if error.truth is not None else []
         if isinstance(error, FalsePositive):
@@ -115,16 +101,10 @@ class ErrorSheets:
             detections = [found.anns[error.detection]]
         left = self._panel(crop, truth, truth.imgToAnns[image_id])
         right = self._panel(crop, found, detections, with_scores=True)
-        x, y = place
-        for offset, picture in ((0, left), (PANEL + GAP // 2, right)):
-            sheet.paste(BACKGROUND, (x + offset, y, x + offset + PANEL, y + PANEL))
-            centred = x + offset + (PANEL - picture.width) // 2, y + (PANEL - picture.height) // 2
-            sheet.paste(picture, centred)
-        draw, font = ImageDraw.Draw(sheet), load_font(CAPTION)
-        for line, text in enumerate((self._describe(error), self.dataset.path(self.indices[image_id]).name)):
-            cut = shorten(text, font, 2 * PANEL)
-            ink = "#555555" if line else "black"
-            draw.text((x, y + PANEL + 4 + line * (CAPTION + 5)), cut, fill=ink, font=font)
+        pair = Image.new("RGB", (2 * PANEL + GAP, PANEL), "white")
+        for offset, picture in ((0, left), (PANEL + GAP, right)):
+            pair.paste(ImageOps.pad(picture, (PANEL, PANEL), color=BACKGROUND), (offset, 0))
+        return Cell(pair, (self._describe(error), self.dataset.path(self.indices[image_id]).name))
 
     def _detections(self, image_id: int) -> list[dict]:
         return [each for each in self.evaluation.found.imgToAnns[image_id] if each["score"] >= self.threshold]

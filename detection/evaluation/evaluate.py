@@ -9,6 +9,7 @@ from torch import nn
 
 from ...base.errors import NatsError
 from ...base.files import write_json
+from ...hub.client import with_revision
 from ..data.annotations import RawData
 from ..data.dataset import CocoDataset
 from ..data.opening import Format, read_split
@@ -28,6 +29,8 @@ def evaluate_model(
     model: str,
     data: str,
     split: str = "test",
+    *,
+    format: Format | None = None,
     images: str | None = None,
     skip_bad: bool = False,
     batch_size: int = 1,
@@ -35,16 +38,32 @@ def evaluate_model(
     workers: int = 0,
     output: str | None = None,
     transpose: bool = False,
-    format: Format | None = None,
     report: bool = False,
+    revision: str | None = None,
 ) -> Metrics:
-    """COCO metrics of a detector or of a results file on a split; writes metrics, results and a report if asked.
+    """Evaluate a detector, or the results file of any program, with COCO's metrics of boxes and masks.
 
-    The arguments are those of `nats evaluate`.
+    Args:
+        model: a detector's folder or Hub repository, org/name or org/name@revision; or results in COCO's format, a
+            file FILE.json of another program, with boxes, masks or both.
+        data: folder of a data set (COCO, Pascal VOC or YOLO), or its annotation file or data.yaml.
+        split: split to evaluate on.
+        format: coco, voc or yolo; default: told by looking, the first of these that is there.
+        images: folder of the images, if it is not found by itself; not for YOLO.
+        skip_bad: leave out and count entries of the data set that can not be used, instead of refusing them.
+        batch_size: images per batch and process; AP moves a little with it (padding).
+        precision: 'no' (float32), 'bf16' or 'fp16'; null: what `accelerate config` says.
+        workers: data loading processes.
+        output: folder for metrics.json and results.json (COCO results format; not of a results file).
+        transpose: swap rows and columns of all images and boxes: the data set's transposed twin.
+        report: write report/report.md into the output folder (default: evaluation): precision-recall curves, AP by
+            class and size, numbers and pictures of the worst errors.
+        revision: branch, tag or commit of the Hub repository, as after its @.
 
     Raises:
         NatsError: a model, results file, data set, split, option or output folder that can not be used.
     """
+    model = with_revision(model, revision)
     folder = _output_folder(output, report)
     check_at_least(1, batch_size=batch_size)
     check_at_least(0, workers=workers)

@@ -43,6 +43,11 @@ def predict(
 
     Raises:
         DataError: if an image can not be loaded, or the detector has more classes than there are categories.
+
+    Example:
+        >>> detector, dataset = from_pretrained("runs/nats/model"), CocoDataset("instances_val.json")
+        >>> results = predict(detector, dataset, Accelerator())
+        >>> save_results(results, "results.json")
     """
     category_ids = dataset.category_ids if category_ids is None else category_ids
     loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate, generator=torch.Generator())

@@ -4,7 +4,7 @@ Several box heads in a row: each takes the boxes that the one before has refined
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,10 @@ IOU_THRESHOLDS = (0.5, 0.6, 0.7)
 REGRESSION_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
 SMOOTH_L1_BETA = 1 / 9  # torchvision's
 MIN_SIDE = 0.01  # pixels: torchvision's least side of a box
+
+Features: TypeAlias = dict[str, Tensor]  # a pyramid's levels, each (N, channels, H, W)
+Sizes: TypeAlias = list[tuple[int, int]]  # height and width of each image
+Objects: TypeAlias = list[dict[str, Tensor]]  # of each image: boxes, labels, and masks or scores
 
 
 class CascadeRCNN(FasterRCNN):
@@ -171,12 +175,8 @@ class CascadeRoIHeads(RoIHeads):
         self.box_coders = [BoxCoder(weights) for weights in bbox_reg_weights]
 
     def forward(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
-        targets: list[dict[str, Tensor]] | None = None,
-    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        self, features: Features, proposals: list[Tensor], image_shapes: Sizes, targets: Objects | None = None
+    ) -> tuple[Objects, dict[str, Tensor]]:
         """As torchvision's RoIHeads: detections in evaluation, losses in training."""
         if self.training:
             if targets is None:
@@ -185,11 +185,7 @@ class CascadeRoIHeads(RoIHeads):
         return self._detections(features, proposals, image_shapes), {}
 
     def _losses(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
-        targets: list[dict[str, Tensor]],
+        self, features: Features, proposals: list[Tensor], image_shapes: Sizes, targets: Objects
     ) -> dict[str, Tensor]:
         proposals, matched, labels, _ = self.select_training_samples(list(proposals), targets)
         losses = self._mask_loss(features, proposals, image_shapes, targets, matched, labels) if self.has_mask() else {}
@@ -206,9 +202,7 @@ class CascadeRoIHeads(RoIHeads):
                 proposals = [boxes[remove_small_boxes(boxes, MIN_SIDE)] for boxes in refined]
         return losses
 
-    def _detections(
-        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]:
+    def _detections(self, features: Features, proposals: list[Tensor], image_shapes: Sizes) -> Objects:
         logits, regression = self._run_stage(0, features, proposals, image_shapes)
         probabilities = _full_precision(logits).softmax(-1)
         for stage in range(1, self.num_stages):
@@ -228,7 +222,7 @@ class CascadeRoIHeads(RoIHeads):
         return detections
 
     def _run_stage(
-        self, stage: int, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+        self, stage: int, features: Features, proposals: list[Tensor], image_shapes: Sizes
     ) -> tuple[Tensor, Tensor]:
         pooled = self.box_roi_pool(features, proposals, image_shapes)
         if self.training:
@@ -236,18 +230,14 @@ class CascadeRoIHeads(RoIHeads):
         return self.box_predictor[stage](self.box_head[stage](pooled))
 
     @torch.no_grad()
-    def _refine(
-        self, stage: int, regression: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
-    ) -> list[Tensor]:
+    def _refine(self, stage: int, regression: Tensor, proposals: list[Tensor], image_shapes: Sizes) -> list[Tensor]:
         """The boxes that a stage made of its proposals, inside the images."""
         boxes = self.box_coders[stage].decode(_full_precision(regression), proposals).reshape(-1, 4)
         boxes = boxes.nan_to_num()  # of heads that have diverged: the next stage can not pool at NaN
         parts = boxes.split([len(one) for one in proposals])
         return [clip_boxes_to_image(part, shape) for part, shape in zip(parts, image_shapes, strict=True)]
 
-    def _match(
-        self, stage: int, proposals: list[Tensor], targets: list[dict[str, Tensor]]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def _match(self, stage: int, proposals: list[Tensor], targets: Objects) -> tuple[list[Tensor], list[Tensor]]:
         """For each box, the object it overlaps most (0 if none at all) and that object's label (0: background)."""
         matched, labels = [], []
         for boxes, target in zip(proposals, targets, strict=True):
@@ -262,7 +252,7 @@ class CascadeRoIHeads(RoIHeads):
         return matched, labels
 
     def _regression_targets(
-        self, stage: int, proposals: list[Tensor], targets: list[dict[str, Tensor]], matched: list[Tensor]
+        self, stage: int, proposals: list[Tensor], targets: Objects, matched: list[Tensor]
     ) -> Tensor:
         boxes = [target["boxes"].to(one.dtype) for one, target in zip(proposals, targets, strict=True)]
         nothing = proposals[0].new_zeros(1, 4)  # stands in where there are no objects; the background has no box loss
@@ -271,10 +261,10 @@ class CascadeRoIHeads(RoIHeads):
 
     def _mask_loss(
         self,
-        features: dict[str, Tensor],
+        features: Features,
         proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
-        targets: list[dict[str, Tensor]],
+        image_shapes: Sizes,
+        targets: Objects,
         matched: list[Tensor],
         labels: list[Tensor],
     ) -> dict[str, Tensor]:
@@ -285,9 +275,7 @@ class CascadeRoIHeads(RoIHeads):
         masks, classes = [target["masks"] for target in targets], [target["labels"] for target in targets]
         return {"loss_mask": maskrcnn_loss(logits, boxes, masks, classes, objects)}
 
-    def _add_masks(
-        self, features: dict[str, Tensor], detections: list[dict[str, Tensor]], image_shapes: list[tuple[int, int]]
-    ) -> None:
+    def _add_masks(self, features: Features, detections: Objects, image_shapes: Sizes) -> None:
         boxes = [detection["boxes"] for detection in detections]
         logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
         probabilities = maskrcnn_inference(logits, [detection["labels"] for detection in detections])

@@ -78,8 +78,8 @@ class DetectorConfig(DetectorOptions):
         category_ids: the data set's ids of the labels 1, 2, ...; may be empty.
 
     Example:
-        config = DetectorConfig("fasterrcnn", "resnet50", num_classes=3, classes=("cat", "dog"))
-        DetectorConfig.from_dict(config.to_dict()) == config
+        >>> config = DetectorConfig("fasterrcnn", "resnet50", num_classes=3, classes=("cat", "dog"))
+        >>> DetectorConfig.from_dict(config.to_dict()) == config
     """
 
     framework: str

@@ -43,16 +43,16 @@ def from_torchvision(
     classes: Sequence[str] | None = None,
     epsilon: float | None = None,
 ) -> nn.Module:
-    """Convert a torchvision checkpoint into a detector with its weights, in evaluation mode.
+    """Convert a torchvision checkpoint into a detector with its weights and the same outputs, in evaluation mode.
 
     Args:
-        checkpoint: a file (.pth, of torchvision's builders `fasterrcnn_resnet50_fpn`, `maskrcnn_...`, `retinanet_...`
-            and `fcos_...` or of its reference training, or .safetensors of such tensors), or the name of weights that
-            torchvision downloads (`FasterRCNN_ResNet50_FPN_Weights.COCO_V1`).
+        checkpoint: a .pth file of fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn or
+            fcos_resnet50_fpn, of torchvision's reference training or with the state dict alone, or a .safetensors file;
+            or the name of weights that torchvision downloads (FasterRCNN_ResNet50_FPN_Weights.COCO_V1).
         backbone: timm name of a ResNet with the same layers.
-        classes: names of the labels 1, 2, ...; None: COCO's, if there are 91.
-        epsilon: of the backbone's batch norms in torchvision; None: 0 for published checkpoints that were trained so,
-            else 1e-5. Another epsilon than 1e-5 goes into the running variances.
+        classes: names of the labels 1, 2, ...; default: COCO's, if there are 90.
+        epsilon: of the backbone's batch norms in torchvision; default: 0 for published checkpoints that were trained
+            so, else 1e-5. Another epsilon than 1e-5 goes into the running variances.
 
     Raises:
         NatsError: no such file or weights, or not the layout of one of these frameworks on this backbone.

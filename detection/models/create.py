@@ -47,9 +47,8 @@ def create_detector(
         calibration: training batches, lists of (3, H, W) images in 0..1 or tuples that begin with one; the backbone's
             batch norms are recalibrated on them, at training size, before they are frozen. A regrouped pretrained
             backbone needs it: other dilations have other statistics.
-        **options: further fields of `DetectorConfig`: fpn_channels, head_size, roi_samples, masks, mask_channels,
-            min_size, max_size, anchor_sizes, score_thresh, nms_thresh, detections, classes, category_ids, image_mean,
-            image_std (default: those the weights were trained with).
+        **options: those of `DetectorOptions`, such as fpn_channels and min_size; and of `DetectorConfig` classes,
+            category_ids, image_mean and image_std (default: those the weights were trained with).
 
     Returns:
         The detector. Training: `detector(images, targets)` gives a dict of losses; evaluation: `detector(images)` a

@@ -11,7 +11,7 @@ from ...base.errors import NatsError, short
 from ...base.files import write_json, write_text
 from ...base.names import CARD_NAME, CHART_NAME, CONFIG_NAME, WEIGHTS_NAME
 from ...base.run_facts import RunFacts
-from ...folders.limits import bounded
+from ...folders.limits import bounded, on_meta
 from ...folders.model_folder import DETECTOR, ModelFolder, write_folder_atomically
 from ...folders.weights_file import save_weights
 from ...genotype.genotype import Genotype
@@ -97,9 +97,15 @@ def from_pretrained(
     folder = ModelFolder.open(resolve_folder(source, revision, cache_dir=cache_dir))
     config = read_detector_config(folder)
     folder.check()
-    with bounded(str(folder.config_path), folder.weights.elements + MAX_BESIDE):
-        detector = build_detector(config)
-    folder.weights.check_shapes({name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()})
+    path = str(folder.config_path)
+    try:
+        with bounded(path, folder.weights.elements + MAX_BESIDE):
+            detector = build_detector(config)
+    except NatsError:
+        with on_meta(path):  # takes no memory, and tells which tensor is another than the weights'
+            folder.weights.check_shapes(build_detector(config).state_dict())
+        raise
+    folder.weights.check_shapes(detector.state_dict())
     detector.load_state_dict(folder.load())
     return detector.eval()
 

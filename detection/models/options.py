@@ -28,8 +28,8 @@ class DetectorOptions:
         detections: most detections per image; null: torchvision's.
 
     Example:
-        options = DetectorOptions(framework="retinanet", backbone="nats_resnet50", min_size=512)
-        detector = create_detector(num_classes=4, **dataclasses.asdict(options))
+        >>> options = DetectorOptions(framework="retinanet", backbone="nats_resnet50", min_size=512)
+        >>> detector = create_detector(num_classes=4, **dataclasses.asdict(options))
     """
 
     framework: str = field(metadata=FIXED)

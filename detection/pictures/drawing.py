@@ -4,16 +4,15 @@ import functools
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from ...base.errors import NatsError
-from ...base.files import atomic_file
 from .label_placement import Box, place_labels
 
 # Okabe and Ito's palette without black: told apart with every common kind of colour blindness
@@ -21,7 +20,6 @@ PALETTE = ("#0072B2", "#D55E00", "#F0E442", "#56B4E9", "#009E73", "#E69F00", "#C
 MIN_SHORT_SIDE = 384  # pixels; smaller images are enlarged before text is put on them
 MAX_ENLARGED = 3000  # pixels, of the long side of an image that is enlarged
 MIN_FONT_SIZE = 12
-CELL_SIDE = 480  # pixels, of a comparison sheet
 
 SHORT_NAME = 5  # letters; longer names are cut down to their beginning where there is no room
 MASK_OPACITY = 0.45
@@ -92,25 +90,6 @@ def draw_detections(
     _draw_boxes(canvas, enlarged, style.line)
     _draw_labels(canvas, enlarged, classes, style)
     return canvas
-
-
-def comparison_sheet(columns: Mapping[str, Sequence[Image.Image]], path: str | os.PathLike) -> None:
-    """Write a PNG with one titled column per entry and one row per image, such as ground truth, plain, NATS.
-
-    Args:
-        columns: equally many images under each title; images of any size, fitted into equal cells.
-        path: the PNG file.
-
-    Raises:
-        NatsError: no images, or columns of different lengths.
-    """
-    lengths = {title: len(images) for title, images in columns.items()}
-    if not lengths or 0 in lengths.values() or len(set(lengths.values())) > 1:
-        raise NatsError(f"{path}: expected columns of equally many images, at least one, found {lengths}")
-    images = [image for column in columns.values() for image in column]
-    cell = (min(CELL_SIDE, max(i.width for i in images)), min(CELL_SIDE, max(i.height for i in images)))
-    with atomic_file(path) as scratch:
-        _lay_out(columns, cell).save(scratch, format="PNG")
 
 
 def class_colour(label: int) -> str:
@@ -298,21 +277,3 @@ def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
         return text
     fits = (text[:end] + "…" for end in range(len(text) - 1, 0, -1) if font.getlength(text[:end] + "…") <= width)
     return next(fits, "…")
-
-
-def _lay_out(columns: Mapping[str, Sequence[Image.Image]], cell: tuple[int, int]) -> Image.Image:
-    gap = max(6, cell[0] // 40)
-    font = load_font(max(MIN_FONT_SIZE, cell[0] // 20))
-    top = 2 * gap + sum(font.getmetrics())
-    rows = len(next(iter(columns.values())))
-    size = (gap + len(columns) * (cell[0] + gap), top + rows * (cell[1] + gap))
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, (title, images) in enumerate(columns.items()):
-        left = gap + column * (cell[0] + gap)
-        draw.text((left + cell[0] / 2, gap), shorten(title, font, cell[0]), fill="black", font=font, anchor="ma")
-        for row, image in enumerate(images):
-            fitted = ImageOps.contain(image.convert("RGB"), cell)
-            centre = ((cell[0] - fitted.width) // 2, (cell[1] - fitted.height) // 2)
-            sheet.paste(fitted, (left + centre[0], top + row * (cell[1] + gap) + centre[1]))
-    return sheet

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ...base.errors import NatsError
 from ...base.files import atomic_file, write_json
+from ...hub.client import with_revision
 from ..data.images import measure_image, open_image
 from ..models.folder import from_pretrained
 from ..models.mixed_precision import check_precision, mixed_precision
@@ -85,30 +86,35 @@ def predict_images(
     device: str | None = None,
     draw: bool = True,
     every: int = 1,
+    revision: str | None = None,
 ) -> Iterator[str]:
-    """Draw and write what a detector finds; yields one line of text per image or video, and one on the speed.
+    """Draw what a detector finds on images and videos and write it as JSON.
 
-    Images are decoded, and drawn, in threads beside the detector.
+    Yields one line of text per image or video, and one on the speed. Images are decoded, and drawn, in threads beside
+    the detector.
 
     Args:
-        model: a detector, which stays on the device, or its folder or Hub repository.
-        images: images, videos, folders and patterns, see `find_images`.
-        output: folder for NAME.png per image and predictions.json, and for NAME.mp4 (without sound) and NAME.json per
-            video.
+        model: a detector, which stays on the device, or its folder or Hub repository, org/name or org/name@revision.
+        images: image files, videos (with PyAV: pip install 'nats-zoo[video]'), folders of images, and patterns in
+            quotes such as 'photos/**/*.jpg'; the model before them, without --model.
+        output: folder for a PNG per image and predictions.json (boxes as x1, y1, x2, y2 in pixels, masks as COCO's run
+            lengths), and for an MP4 (without sound) and a JSON file per video.
         threshold: detections with a lower score are left out.
-        classes: names, or numbers of labels, of what is looked for; None: everything.
+        classes: names of the only classes to look for; default: all.
         recursive: take the images in folders of folders too.
-        batch_size: images of the same size in the network that go through it at once; what is found does not depend
-            on it, up to rounding.
-        precision: "no" (float32), "bf16" or "fp16".
-        device: "cpu", "cuda", "cuda:1"; None: a GPU if there is one.
-        draw: False: JSON only.
-        every: of a video, only every n-th frame is looked at, drawn and written.
+        batch_size: images of the same size in the network that go through it at once; what is found does not depend on
+            it, up to rounding.
+        precision: 'no' (float32), 'bf16' or 'fp16'.
+        device: cpu, cuda, cuda:1; default: a GPU if there is one.
+        draw: draw pictures; false: JSON only.
+        every: of a video, look at, draw and write only every n-th frame.
+        revision: branch, tag or commit of the Hub repository, as after its @.
 
     Raises:
         NatsError: no such model, image, class or device; a file that is no image or video, or a picture that would
             replace one. Nothing is written before all images were read once.
     """
+    model = with_revision(model, revision) if isinstance(model, str) else model
     check_at_least(1, batch_size=batch_size, every=every)
     place = choose_device(device)
     check_precision(precision, place.type)

@@ -40,6 +40,10 @@ class TrainConfig(RunConfig):
             steps; evaluation, best/ and model/ are then of the averaged weights. null: none.
         eval_every: epochs between evaluations on val_split.
         early_stop: end the run after so many evaluations without a higher AP; null: never.
+
+    Example:
+        >>> config = TrainConfig(data="my_data", output="runs/nats", genotype="runs/search", epochs=12)
+        >>> Trainer(config).run()
     """
 
     val_split: str | None = "val"

@@ -49,6 +49,10 @@ class Trainer(ResumableLoop):
 
     Raises:
         NatsError: anything wrong with the data, the options or the output folder, before any work is done.
+
+    Example:
+        >>> trainer = Trainer(TrainConfig(data="my_data", output="runs/nats"))
+        >>> trainer.run()  # or, with resume=True, goes on
     """
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator | None = None, command: str | None = None):

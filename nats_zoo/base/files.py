@@ -265,3 +265,13 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def output_file(path: str | os.PathLike) -> Path:
+    """The path of a file to be written, seen to be possible before the work for it begins; NatsError if it is not."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise NatsError(f"output: {path}: there is no folder {target.parent}")
+    if target.is_dir():
+        raise NatsError(f"output: {path}: expected a file, found a folder")
+    return target

@@ -38,7 +38,7 @@ def text_table(rows: Sequence[Sequence[str]], *columns: str, gap: str = "  ", wr
             for number, line in enumerate(textwrap.wrap(last, rest, break_on_hyphens=False) or [""])
         ]
     cells = list(zip(*rows, strict=True))
-    specs = [*columns, *[columns[-1] if columns else "<"] * (len(cells) - len(columns))]
+    specs = [*columns, *[columns[-1] if columns else "<"] * len(cells)][: len(cells)]
     widths = [max(int(spec[1:] or 0), *map(len, column)) for spec, column in zip(specs, cells, strict=True)]
     sides = [f"{spec[0]}{width}" for spec, width in zip(specs, widths, strict=True)]
     return [gap.join(map(format, row, sides)).rstrip() for row in rows]

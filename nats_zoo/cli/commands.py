@@ -1,31 +1,28 @@
-"""The `nats` command. The only file that imports all three packages; nothing imports it.
+"""The `nats` command: the table of its subcommands, which their modules hold, and what all of them share.
 
-Each subcommand is a typed function or the config of a run; its options, help and `--config FILE` come from there.
 Only the chosen subcommand's packages are imported, so that `nats --help` stays as cheap as `import nats_zoo`.
 """
 
 import io
 import os
-import shlex
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
 
 from ..base.errors import Interrupted, NatsError, redact
+from . import detection, exchange, search, start, zoo
+from .command import Command
 
+<<<<<<< HEAD
 Runtime = Literal["onnxruntime", "openvino", "torch"]
 
+=======
+COMMANDS: dict[str, Command] = {}
+for _group in (zoo, search, detection, exchange, start):
+    COMMANDS |= _group.COMMANDS
+>>>>>>> main
 BAD_INPUT = 2
 INTERRUPTED = 130  # what shells report for Ctrl-C
 OUTPUT_CLOSED = 141  # what they report for a command whose reader has gone
-
-
-class Command(NamedTuple):
-    """A subcommand: its line in the help, and what fills its parser and returns what runs the parsed options."""
-
-    summary: str
-    build: Callable[[Any], Callable[[Any], None]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +78,6 @@ def _run_command(name: str, arguments: list[str]) -> int:
     parser = ArgumentParser(prog=f"nats {name}", description=COMMANDS[name].summary, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     run = COMMANDS[name].build(parser)
-    _allow_bare_flags(parser)
     try:
         options = parser.instantiate(parser.parse_args(arguments))
         options.pop("config", None)
@@ -103,6 +99,7 @@ def _run_command(name: str, arguments: list[str]) -> int:
     return 0
 
 
+<<<<<<< HEAD
 def _allow_bare_flags(parser: Any) -> None:
     """Let `--fixed` stand for `--fixed true`."""
     for action in parser._actions:
@@ -110,6 +107,8 @@ def _allow_bare_flags(parser: Any) -> None:
             action.nargs, action.const = "?", True
 
 
+=======
+>>>>>>> main
 def _end_output() -> int:
     """Print nothing more: Python would complain at its end of what nobody has read."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -119,6 +118,7 @@ def _end_output() -> int:
 def _fail(message: str) -> int:
     print(f"nats: {' '.join(redact(message).split())}", file=sys.stderr)
     return BAD_INPUT
+<<<<<<< HEAD
 
 
 def _from_function(function: Callable[..., None]) -> Callable[[Any], Callable[[Any], None]]:
@@ -770,3 +770,5 @@ COMMANDS = {
     "collection": Command("what an organisation has published of the zoo", _from_function(collection)),
     "demo": Command("the whole path on a drawn data set, without a download", _from_function(demo)),
 }
+=======
+>>>>>>> main

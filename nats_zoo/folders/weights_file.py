@@ -84,8 +84,9 @@ class WeightsFile:
                 f" that of {CONFIG_NAME} is {expected}"
             )
 
-    def check_shapes(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+    def check_shapes(self, state_dict: Mapping[str, Tensor]) -> None:
         """Raise NatsError unless it holds tensors of these names and shapes."""
+        expected = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
         for name in sorted(expected.keys() | self.shapes.keys()):
             if name.endswith(".num_batches_tracked") and name not in self.shapes:
                 continue  # a frozen BN has none, and loading needs none

@@ -71,6 +71,15 @@ def split_revision(source: str, revision: str | None = None) -> tuple[str, str |
     return repo, named or revision
 
 
+def with_revision(model: str, revision: str | None) -> str:
+    """`org/name@revision`, from a model and the option `revision`; NatsError for one of a file or folder."""
+    if revision is None:
+        return model
+    if Path(model).exists():
+        raise NatsError(f"revision: is for repositories on the Hub, {model} is a file or a folder")
+    return "@".join(map(str, split_revision(model, revision)))
+
+
 def check_repo_id(repo_id: str, source: str | None = None) -> None:
     """Raise NatsError, about `source` if that is given, unless it is the id of a Hub repository."""
     try:

@@ -61,4 +61,4 @@ def check_backbone(folder: ModelFolder) -> None:
     folder.check()
     with on_meta(str(path)):
         model = timm.create_model(f"local-dir:{folder.path}")
-    folder.weights.check_shapes({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    folder.weights.check_shapes(model.state_dict())

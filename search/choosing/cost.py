@@ -69,6 +69,10 @@ class CostTable:
         threads: of the CPU.
         convs: costs by the convolution's name in the network.
         source: what error messages call it (a file's path); not part of the table.
+
+    Example:
+        >>> costs = CostTable.load("costs.json")  # of nats profile
+        >>> print(costs)
     """
 
     architecture: str

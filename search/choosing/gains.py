@@ -44,6 +44,10 @@ def calibrate_gains(body: nn.Module, genotype: Genotype, batches: Iterable[Tenso
     Raises:
         GenotypeError: a genotype that does not fit the network, or a network that is regrouped already.
         SearchError: no batch, or outputs that are not finite.
+
+    Example:
+        >>> body = timm.create_model("resnet50", pretrained=True)
+        >>> calibrate_gains(body, Genotype.load("runs/search/genotype.json"), batches).save("gains.json")
     """
     convs = _convs(body, genotype)
     changed = {name: runs for name, runs in genotype.convs.items() if set(runs.counts()) != {PLAIN}}

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...base.errors import one_line
+from ...base.errors import NatsError, one_line
+from ...base.files import output_file
 from ...genotype.runs import PLAIN, Dilation
 from ...models.named import find_network
 from ...networks.batch_norm import evaluation_mode
@@ -91,26 +92,53 @@ def profile(
 def profile_network(
     backbone: str,
     space: str = "C",
-    convs: Sequence[str] = (),
+    size: int | tuple[int, int] = 512,
+    batch: int = 1,
+    *,
+    convs: tuple[str, ...] = (),
     basic_block: Literal["conv2", "both"] = "conv2",
-    **options: Any,
-) -> CostTable:
-    """Measure the convolutions that a search of a timm network would search; as genotypes name them.
+    dtype: Dtype = "float32",
+    memory_format: MemoryFormat = "contiguous",
+    device: str = "cpu",
+    threads: int | None = None,
+    repeats: int = 10,
+    output: str = "costs.json",
+) -> tuple[CostTable, Path]:
+    """Measure what each convolution costs at each candidate dilation on this machine, for `nats search --costs`.
 
     Args:
-        backbone: as for `find_network`; what it is regrouped with does not matter.
-        space: as for `find_space`.
-        convs, basic_block: as for `searched_convs`.
-        **options: of `profile`.
+        backbone: a plain timm network, or a variant for its plain twin.
+        space: the candidate dilations and stages, as for a search: A, B, C or a YAML file.
+        size: of the images, in pixels; a number, or [height, width].
+        batch: images per forward pass.
+        convs: names of the convolutions, or patterns with * and ?, instead of those that a search would search.
+        basic_block: which convolutions of a ResNet's BasicBlocks.
+        dtype: of weights and images.
+        memory_format: of weights and images.
+        device: cpu, cuda, cuda:1.
+        threads: of the CPU; default: torch's own choice.
+        repeats: timed rounds.
+        output: JSON file.
+
+    Returns:
+        The costs, of convolutions as genotypes name them, and the file.
 
     Raises:
         NatsError: no such network or space, no convolution to search, or an option out of range.
     """
+    target = output_file(output)
+    if threads is not None and threads < 1:
+        raise NatsError(f"threads: expected a positive number, found {threads}")
+    if threads is not None:
+        torch.set_num_threads(threads)
     plain = replace(find_network(backbone), genotype=None)
     found = find_space(space)
     with torch.device("meta"):  # names and shapes are all that is needed
         network = plain.build()
-    return profile(network, searched_convs(network, found, convs, basic_block), **options)
+    options = {"device": device, "dtype": dtype, "memory_format": memory_format, "repeats": repeats}
+    table = profile(network, searched_convs(network, found, convs, basic_block), size, batch, **options)
+    table.save(target)
+    return table, target
 
 
 def device_name(device: str | torch.device) -> str:

@@ -50,8 +50,8 @@ def describe_search(facts: SearchFacts, genotype: Genotype, metrics: Metrics | N
         metrics: of the decoded network on the validation split, if it was evaluated.
 
     Example:
-        provenance = describe_search(facts, genotype, metrics=None)
-        replace(genotype, provenance=provenance).save("genotype.json")
+        >>> provenance = describe_search(facts, genotype, metrics=None)
+        >>> replace(genotype, provenance=provenance).save("genotype.json")
     """
     config = facts.config
     return {

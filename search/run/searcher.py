@@ -63,6 +63,10 @@ class Searcher(ResumableLoop):
 
     Raises:
         NatsError: anything wrong with the data, the options or the output folder, before any work is done.
+
+    Example:
+        >>> searcher = Searcher(SearchConfig(data="my_data", output="runs/search"))
+        >>> print(searcher.run(), *searcher.warnings, sep="\n")
     """
 
     def __init__(self, config: SearchConfig, accelerator: Accelerator | None = None, command: str = ""):

@@ -30,8 +30,8 @@ class Trials:
         max_rounds: of scoring.
 
     Example:
-        for record in trials.records():
-            print(record.get("held_back_loss"))
+        >>> for record in trials.records():
+        ...     print(record.get("held_back_loss"))
     """
 
     def __init__(

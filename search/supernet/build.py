@@ -57,6 +57,10 @@ def build_supernet(
     Raises:
         SearchError: no such convolution, a split that does not fit, or no batch norm behind a convolution that is to
             be calibrated.
+
+    Example:
+        >>> body = timm.create_model("resnet50", pretrained=True).eval()
+        >>> searched = build_supernet(body, searched_convs(body, find_space("C")), groups=16, mode="sampled")
     """
     modules = dict(body.named_modules())
     for name in convs:
@@ -134,6 +138,9 @@ def calibrate(
         searched: its searched convolutions.
         batches: images (N, 3, H, W) as the backbone sees them.
         before_batch: called before each of them; in sampled mode it draws the candidates.
+
+    Example:
+        >>> calibrate(body, searched.values(), batches, before_batch=lambda: draw_pairs(searched.values(), seed))
     """
     searched = list(searched)
     for conv in searched:
@@ -149,7 +156,12 @@ def calibrate(
 
 
 def draw_pairs(searched: Iterable[SearchedConv2d], *seeds: int) -> None:
-    """Draw the candidates of a sampled supernet's groups, as a function of the seeds; nothing to do in other modes."""
+    """Draw the candidates of a sampled supernet's groups, as a function of the seeds; nothing to do in other modes.
+
+    Example:
+        >>> draw_pairs(searched.values(), seed, step)
+        >>> body(images)
+    """
     generator = torch.Generator()
     for number, conv in enumerate(searched):
         if isinstance(conv, SampledConv2d):

@@ -32,8 +32,8 @@ def decode(
         chosen: the candidate that each group of each convolution takes, (groups,) indices; None: the likeliest.
 
     Example:
-        searched = build_supernet(body, searched_convs(body, find_space("C")), groups=16)
-        decode(searched, "resnet50", {"seed": 3}).save("genotype.json")
+        >>> searched = build_supernet(body, searched_convs(body, find_space("C")), groups=16)
+        >>> decode(searched, "resnet50", {"seed": 3}).save("genotype.json")
     """
     chosen = likeliest(searched) if chosen is None else chosen
     convs = {name: chosen_runs(conv, chosen[name]) for name, conv in searched.items()}
@@ -62,8 +62,8 @@ def decode_network(
         The same network; its searched convolutions are RegroupedConv2d.
 
     Example:
-        genotype = decode(searched, "resnet50", {})
-        network = decode_network(body, searched)
+        >>> genotype = decode(searched, "resnet50", {})
+        >>> network = decode_network(body, searched)
     """
     chosen = likeliest(searched) if chosen is None else chosen
     places = {module: name for name, module in body.named_modules()}

@@ -29,7 +29,7 @@ def relative_entropy(log_p: Tensor) -> Tensor:
         log_p: their logarithms, (..., candidates).
 
     Example:
-        relative_entropy(log_probabilities(torch.zeros(16, 9), temperature=1.0))  # 16 ones
+        >>> relative_entropy(log_probabilities(torch.zeros(16, 9), temperature=1.0))  # 16 ones
     """
     return -(log_p.exp() * log_p).sum(-1) / math.log(max(log_p.shape[-1], 2))  # of one candidate: 0 / log 2
 
@@ -57,6 +57,10 @@ class SearchedConv2d(nn.Module):
 
     Shape:
         as the convolution.
+
+    Example:
+        >>> conv = MixtureConv2d(nn.Conv2d(8, 8, 3, padding=1), ((1, 1), (1, 3)), num_groups=2, tied=True, eps=None)
+        >>> conv.log_probabilities().exp()  # (2, 2), each 1/2
     """
 
     alpha_betas = (0.9, 0.999)  # of alpha's Adam
@@ -210,7 +214,12 @@ class SearchedConv2d(nn.Module):
 
 
 class MixtureConv2d(SearchedConv2d):
-    """Mixture mode, the paper's: y_i = sum_g softmax_g(alpha_i)^g y_i^g, all candidates at full width."""
+    """Mixture mode, the paper's: y_i = sum_g softmax_g(alpha_i)^g y_i^g, all candidates at full width.
+
+    Example:
+        >>> conv = MixtureConv2d(nn.Conv2d(8, 8, 3, padding=1), ((1, 1), (1, 3)), num_groups=2, tied=False, eps=None)
+        >>> conv(torch.rand(1, 8, 32, 32)).mean().backward()  # conv.alpha.grad: (2, 2)
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         self.measure(x)
@@ -230,6 +239,11 @@ class SampledConv2d(SearchedConv2d):
     w = (1 - p_a)(1 - p_b) / (2 - p_a - p_b). The probability of the pair, drawn without replacement, is
     p_a p_b (2 - p_a - p_b) / ((1 - p_a)(1 - p_b)); so the expectation of alpha's gradient over all pairs is
     sum_b p_a p_b <dL/dy, y_a - y_b>: the mixture's, for a loss that is linear in y.
+
+    Example:
+        >>> conv = SampledConv2d(nn.Conv2d(8, 8, 3, padding=1), ((1, 1), (1, 3)), num_groups=2, tied=True, eps=None)
+        >>> conv.draw(torch.Generator().manual_seed(0))
+        >>> y = conv(torch.rand(1, 8, 32, 32))
     """
 
     alpha_betas = (0.0, 0.999)  # stale momentum would move candidates that were not drawn
@@ -280,6 +294,11 @@ class SensitivityConv2d(SearchedConv2d):
         scores: sum of the scores of all batches since `begin_scoring`, (groups, candidates), in float64.
         measures_all: whether calibration measures all candidates, or the current ones only, which is all that a pass
             without scoring needs.
+
+    Example:
+        >>> conv = SensitivityConv2d(nn.Conv2d(8, 8, 3, padding=1), ((1, 1), (1, 3)), num_groups=2, tied=True, eps=None)
+        >>> scores = score(conv, {"conv": conv}, [lambda: conv(torch.rand(1, 8, 32, 32)).square().mean()])
+        >>> scores["conv"]  # (2, 2): what each change would do to the loss
     """
 
     measures_all = True

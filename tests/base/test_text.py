@@ -14,6 +14,10 @@ def test_a_column_has_a_side_and_a_least_width():
     assert text_table(rows, "<6", ">3", gap=" ") == ["name     n    m", "x        1 1000"]
 
 
+def test_columns_that_no_row_has_are_left_out():
+    assert text_table([["name", "n"]], "<6", ">3", ">9") == ["name      n"]
+
+
 def test_the_last_column_wraps_into_the_rest_of_the_width():
     rows = [["a", "b"], ["first", "word " * 60], ["second", ""]]
     lines = text_table(rows, wrapped=True)

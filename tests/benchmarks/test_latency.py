@@ -4,7 +4,6 @@ import csv
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,9 @@ from torch import nn
 
 from nats_zoo import Genotype, NatsError, RegroupedConv2d
 from nats_zoo.search.space import SPACES
+from tests.support.paths import ROOT
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "latency.py"
+SCRIPT = ROOT / "benchmarks" / "latency.py"
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,11 @@ def test_prints_a_table_and_writes_csv(genotype_file, tmp_path):
     [
         (["--model", "resnet18"], "resnet18: expected one of nats_resnet"),
         (["--model", "nats_vit"], "nats_vit: expected one of nats_resnet"),
-        (["--genotype", "absent.json"], "absent.json: no such genotype"),
+        pytest.param(
+            ["--genotype", "absent.json"],
+            "absent.json: no published genotype",
+            id="flags2-absent.json: no such genotype",
+        ),
         (["--model", "nats_resnet50", "--genotype", "FILE"], "'resnet18'"),
     ],
 )

@@ -5,7 +5,6 @@ import csv
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,9 @@ from PIL import Image
 
 from nats_zoo import NatsError, RegroupedConv2d
 from nats_zoo.search import SPACES, find_space
+from tests.support.paths import ROOT
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "planted.py"
+SCRIPT = ROOT / "benchmarks" / "planted.py"
 CONVS = ("layer2.0.conv2", "layer3.0.conv2")
 
 

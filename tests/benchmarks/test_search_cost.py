@@ -5,12 +5,13 @@ import importlib.util
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "search_cost.py"
+from tests.support.paths import ROOT
+
+SCRIPT = ROOT / "benchmarks" / "search_cost.py"
 TINY = ["--model", "test_resnet", "--size", "64x96", "--batch", "1", "--groups", "4", "--fpn-channels", "8"]
 TINY += ["--head-size", "16", "--roi-samples", "8", "--threads", "1"]
 MIB = 2**20

@@ -3,7 +3,6 @@
 import csv
 import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import timm
@@ -12,8 +11,9 @@ from accelerate.state import AcceleratorState
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nats_zoo.detection.data.drawn import draw_dataset
+from tests.support.paths import ROOT
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "training.py"
+SCRIPT = ROOT / "benchmarks" / "training.py"
 TINY = ["--min-size", "64", "--max-size", "96", "--fpn-channels", "16", "--head-size", "16", "--roi-samples", "16"]
 TINY += ["--batch", "2", "--steps", "2", "--rounds", "2", "--warmup", "1", "--threads", "1"]
 

@@ -282,7 +282,11 @@ def _no_images(content):
     ("change", "expected"),
     [
         (_narrow, r"instances_train\.json: annotation 1: bbox: expected a width and a height above 0"),
-        (_other_category, r"instances_train\.json: annotation 1: category_id: .* got 99"),
+        pytest.param(
+            _other_category,
+            r"instances_train\.json: annotation 1: category_id: .* found 99",
+            id=r"_other_category-instances_train\.json: annotation 1: category_id: .* got 99",  # as it was said first
+        ),
         (_no_images, r"instances_train\.json: images: expected at least one image"),
     ],
 )

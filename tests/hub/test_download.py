@@ -236,7 +236,10 @@ def run_faults(script: str, hub: HubProcess, path: Path, xet: bool = False, by_x
     """What became of each case; with `by_xet` those bytes go wrong that Xet moves."""
     environment = hub.client_environment(path / "home", xet=xet) | TIMEOUTS
     places = (XORBS, XORBS) if by_xet else (WEIGHTS, "genotype.png")
-    return run(script, environment, path / "caches", *places, INFO, str(CHUNK + 1000))
+    hub.behave(xet=by_xet)
+    found = run(script, environment, path / "caches", *places, INFO, str(CHUNK + 1000))
+    hub.behave(xet=False)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -320,9 +323,7 @@ def without_kills(*names: str) -> str:
 
 
 def test_a_client_that_may_use_xet_pulls_the_same_from_a_hub_without_it(hub, home, tmp_path):
-    hub.behave(xet=False)
     found = run_faults(without_kills("right", "cut", "wrong bytes", "relative"), hub, tmp_path, xet=True)
-    hub.behave(xet=True)
     assert contents(Path(found["right"]["result"])) == contents(home / "detector")
     assert weights_requests(found["cut"]) == [None, f"bytes={CHUNK}-"]
     assert found["cut"]["weights"] == len(LARGE)

@@ -16,8 +16,8 @@ from nats_zoo.cli import main
 from nats_zoo.detection import Metrics, create_detector, save_detector
 from nats_zoo.publishing.genotype import save_genotype_folder
 from tests.support.hub_server import OWNER_TOKEN, HubProcess, run_script
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 CONVS = {"layer3.0.conv2": [[128, 1, 1], [128, 2, 3]]}
 GENOTYPE = Genotype("resnet18", CONVS, provenance={"method": "sampled", "command": "nats search --data d --output s"})
 OTHER = Genotype("resnet18", {"layer3.0.conv2": [[128, 1, 1], [128, 3, 3]]}, provenance={"method": "random"})
@@ -133,7 +133,7 @@ sys.path.append(sys.argv.pop())  # the tests' folder, behind an installed nats_z
 import nats_zoo
 from huggingface_hub import HfApi
 from nats_zoo.cli import main
-from tests.hub_server import Controls, Fault
+from tests.support.hub_server import Controls, Fault
 
 class Hub(Controls):
     url = os.environ["HF_ENDPOINT"]
@@ -252,7 +252,7 @@ found["slash"] = run("collection", "org/detector")
 hub.inject(Fault(path="/api/models", methods="GET", status=400))  # which the client does not try again
 found["refused"] = run("collection", "org")
 hub.inject()
-found["card"] = str(nats_zoo.publishing.publish(detector, "org/detector", dry_run=True, **statements))
+found["card"] = str(nats_zoo.publish(detector, "org/detector", dry_run=True, **statements))
 found["published"] = run("publish", detector, "org/detector", "--license", "mit", "--commit_message", "Under MIT")
 found["titles"] = [commit.title for commit in api.list_repo_commits("org/detector", token=owner)]
 print(json.dumps(found))

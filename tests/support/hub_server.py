@@ -17,7 +17,7 @@ or by hand, `python -m tests.support.hub_server --root DIR`, which prints its po
 Both can be told to misbehave, and what they were asked:
 
     hub.inject(Fault(path="/resolve/.*safetensors", status=429, headers={"Retry-After": "1"}, times=2))
-    hub.behave(error_codes=False, redirects="relative", xet=False)
+    hub.behave(error_codes=False, redirects="relative", xet=True)
     hub.requests()
 """
 
@@ -137,13 +137,13 @@ class Behaviour:
     Attributes:
         error_codes: errors say their kind in `X-Error-Code`.
         redirects: `resolve` answers with a redirect to another path of the same host: "absolute", "relative" or None.
-        xet: large files go by Xet to and from clients that want it so, as today; else only by plain HTTP.
+        xet: large files go by Xet to and from clients that want it so, as with today's Hub; else only by plain HTTP.
         gated: repositories of which anybody sees the metadata but only some users read the files, and which users.
     """
 
     error_codes: bool = True
     redirects: str | None = None
-    xet: bool = True
+    xet: bool = False
     gated: dict[str, list[str]] = field(default_factory=dict)
 
 

@@ -3,6 +3,7 @@
 import http.client
 import json
 import random
+import struct
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -89,6 +90,24 @@ print(json.dumps(dict(
     pulled = run_client(pull, hub.client_environment(tmp_path / "reader", token=None))
     assert contents(Path(pulled)) == contents(folder)
     assert Path(pulled).name == published["first"]
+
+
+def test_files_go_and_come_by_xet_bit_for_bit(folder, tmp_path):
+    pytest.importorskip("hf_xet")
+    numbers = b"".join(struct.pack("<f", index / 7) for index in range(60_000))  # which Xet's client compresses
+    (folder / "numbers.safetensors").write_bytes(numbers + bytes(100_000) + b"again and " * 20_000)
+    upload = """
+api.create_repo("org/xet")
+print(json.dumps(api.upload_folder(repo_id="org/xet", folder_path=sys.argv[1]).oid))
+"""
+    pull = 'print(json.dumps(snapshot_download("org/xet", ignore_patterns=[".gitattributes"])))'
+    with HubServer() as hub:
+        hub.behave(xet=True)
+        run_client(upload, hub.client_environment(tmp_path / "writer", xet=True), folder)
+        pulled = run_client(pull, hub.client_environment(tmp_path / "reader", xet=True))
+        asked = hub.requests()
+    assert contents(Path(pulled)) == contents(folder)
+    assert not any(method == "PUT" or ("/resolve/" in path and "safetensors" in path) for method, path, _ in asked)
 
 
 def test_a_branch_a_tag_and_a_commit_name_a_revision(hub, tmp_path):

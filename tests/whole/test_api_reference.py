@@ -3,12 +3,12 @@
 import inspect
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import nats_zoo
 from nats_zoo import detection, search
+from tests.support.paths import ROOT
 
 PACKAGES = (nats_zoo, detection, search)
 PUBLIC = [(package, name) for package in PACKAGES for name in package.__all__ if name != "__version__"]
@@ -22,7 +22,7 @@ def test_what_is_public_is_documented(package, name):
 
 def test_the_reference_is_built(tmp_path):
     pytest.importorskip("pdoc")
-    script = Path(__file__).parents[2] / "scripts" / "api_reference.py"
+    script = ROOT / "scripts" / "api_reference.py"
     subprocess.run([sys.executable, script, tmp_path], check=True, capture_output=True)
     for package, name in PUBLIC:
         page, public = tmp_path / (package.__name__.replace(".", "/") + ".html"), getattr(package, name)

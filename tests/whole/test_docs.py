@@ -16,9 +16,9 @@ from nats_zoo import published_genotypes
 from nats_zoo.detection.data.drawn import draw_dataset
 from nats_zoo.genotype.catalogue import GENOTYPE_DIR
 from tests.support.hub_server import HubProcess
+from tests.support.paths import ROOT
 from tests.support.snippets import LANGUAGES, read_blocks, run_page
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 names = [str(page.relative_to(ROOT)) for page in PAGES]
 

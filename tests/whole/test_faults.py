@@ -9,6 +9,7 @@ import pytest
 
 from nats_zoo import Genotype, save_backbone
 from tests.support.hub_server import OWNER_TOKEN, HubProcess, run_script
+from tests.support.paths import ROOT
 
 GENOTYPE = Genotype("test_resnet", {"layer2.0.conv2": [(16, 1, 1), (32, 1, 3)]}, provenance={"method": "by hand"})
 CONTROL = """
@@ -129,7 +130,7 @@ def folder(tmp_path_factory) -> Path:
 
 def run(script: str, hub: HubProcess, path: Path, folder: Path, xet: bool = False) -> dict:
     """What a script prints as JSON."""
-    arguments = [Path(__file__).parents[2], folder, path / "hub"]
+    arguments = [ROOT, folder, path / "hub"]
     done = run_script(CONTROL + script, hub.client_environment(path / "home", xet=xet), *arguments, timeout=170)
     assert OWNER_TOKEN not in done.stdout + done.stderr
     return json.loads(done.stdout)
@@ -195,7 +196,6 @@ def test_a_killed_publisher_leaves_nothing_half_done_and_is_repeated(cases):
 
 def test_a_client_that_may_use_xet_publishes_to_a_hub_without_it(folder, tmp_path):
     with HubProcess(tmp_path / "hub") as hub:
-        hub.behave(xet=False)
         found = run(XET, hub, tmp_path, folder, xet=True)
     assert found["result"].startswith(f"{hub.url}/org/one/commit/")
     assert found["commits"] == 2
@@ -207,6 +207,7 @@ def test_a_client_that_may_use_xet_publishes_to_a_hub_without_it(folder, tmp_pat
 def test_publishing_and_pulling_by_xet_are_whole_after_a_publisher_was_killed(folder, tmp_path):
     pytest.importorskip("hf_xet")
     with HubProcess(tmp_path / "hub") as hub:
+        hub.behave(xet=True)
         found = run(BY_XET, hub, tmp_path, folder, xet=True)
     assert found["killed"]["before"] == [1, 1, 1], "killed while uploading bytes, their places, and while committing"
     assert "/commit/" in found["killed"]["result"]

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 PACKAGES = {"nats_zoo": "nats_zoo", "nats_zoo.detection": "detection", "nats_zoo.search": "search"}  # where they lie
 
 # From the ground up. A room imports itself and what lies on lower floors; rooms of one floor do not know each other.
@@ -40,6 +41,7 @@ FLOORS = (
 # Upward on purpose: `python -m nats_zoo` is the command.
 EXCEPTIONS = {("nats_zoo.__main__", "nats_zoo.cli")}
 MAX_MODULES = 14  # in a folder
+MAX_LINES = 500  # of a file, unless its docstring says why: "One file, as ..."
 
 # Where a module is tested that has no test file of its name: in a file that says a name of it, or in that test.
 TESTED_IN = {
@@ -48,6 +50,11 @@ TESTED_IN = {
     "base.files": "whole/test_security.py",
     "base.names": "hub/test_download.py",
     "base.run_facts": "publishing/test_card.py",
+    "cli.command": "cli/test_commands.py::test_each_command_explains_its_options",
+    "cli.detection": "cli/test_commands.py::test_bad_options_are_refused_in_one_line",
+    "cli.exchange": "cli/test_zoo.py::test_export_writes_what_the_network_gives",
+    "cli.search": "cli/test_profile.py::test_any_network_any_convolutions_and_a_space_of_ones_own",
+    "cli.start": "whole/test_wheel.py::test_the_installed_wheel_works_from_another_folder",
     "cli.recipes": "whole/test_wheel.py",
     "folders.find_genotype": "models/test_named.py",
     "folders.limits": "whole/test_security.py",
@@ -74,7 +81,7 @@ TESTED_IN = {
     "detection.data.augment": "detection/data/test_dataset.py",
     "detection.data.defects": "detection/data/test_checking.py",
     "detection.data.formats.coco": "detection/data/test_dataset.py",
-    "detection.data.images": "detection/prediction/test_prediction.py",
+    "detection.data.images": "detection/prediction/test_predict.py",
     "detection.data_report.check": "detection/data_report/test_report.py::test_exit_codes",
     "detection.data_report.samples": "detection/data_report/test_report.py",
     "detection.evaluation.error_sheets": "detection/evaluation/test_evaluate.py::test_a_report_without_objects",
@@ -84,10 +91,10 @@ TESTED_IN = {
     "detection.metrics": "detection/evaluation/test_coco.py",
     "detection.models.backbone": "detection/models/test_create.py",
     "detection.models.config": "detection/models/test_create.py",
-    "detection.models.mixed_precision": "detection/prediction/test_prediction.py",
+    "detection.models.mixed_precision": "detection/prediction/test_predict.py",
     "detection.pictures.label_placement": "detection/pictures/test_drawing.py",
-    "detection.prediction.pipeline": "detection/prediction/test_prediction.py",
-    "detection.prediction.predict": "detection/prediction/test_prediction.py",
+    "detection.prediction.pipeline": "detection/prediction/test_predict.py",
+    "detection.pictures.sheet": "detection/pictures/test_drawing.py",
     "detection.runs.config": "cli/test_commands.py::test_bad_options_are_refused_in_one_line",
     "detection.runs.curves": "pictures/test_genotype_chart.py",
     "detection.runs.facts": "detection/training/test_initial.py"
@@ -105,7 +112,6 @@ TESTED_IN = {
     "search.run.start": "search/run/test_searcher.py",
     "search.run.trials": "search/run/test_searcher.py::test_two_processes_come_to_the_same_genotype_in_other_modes",
     "search.supernet.decode": "search/supernet/test_build.py",
-    "search.supernet.searched_conv": "search/supernet/test_sampled.py",
 }
 
 
@@ -132,7 +138,7 @@ def find_imports(modules: Mapping[str, Path]) -> Iterator[Import]:
     """Every import between modules, in order; a module that is named through its room counts, not the room."""
     for source, file in modules.items():
         package = source if file.name == "__init__.py" else source.rpartition(".")[0]
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(_parse(file)):
             if isinstance(node, ast.Import):
                 found = [(alias.name, "") for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
@@ -145,6 +151,10 @@ def find_imports(modules: Mapping[str, Path]) -> Iterator[Import]:
                 target = f"{base}.{name}" if f"{base}.{name}" in modules else base
                 if target in modules and target != source:
                     yield Import(source, target, name, node.lineno)
+
+
+def _parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 def upward(imports: Iterable[Import]) -> list[str]:
@@ -221,9 +231,29 @@ def test_every_floor_is_there():
     assert [room for rooms in FLOORS for room in rooms if room not in MODULES] == []
 
 
+def test_the_picture_of_the_floors_shows_them_all():
+    """The lines of CONTRIBUTING.md, from the top down, are the floors."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    picture = text[text.index("    nats_zoo.cli") : text.index("Where does a change go?")].splitlines()
+    rooms, package = [], ""
+    for line in filter(None, map(str.strip, picture)):
+        if line.startswith("---"):
+            package = line.strip("-").split(":")[0].split()[0]
+        else:
+            names = line.split("   ")[0].split(" | ")
+            rooms.append({f"{package}.{name}".strip(".") for name in names})
+    floors = [set(floor) - {"nats_zoo.__main__"} for floor in reversed(FLOORS) if not set(floor) & {*PACKAGES}]
+    assert rooms == floors
+
+
 def test_no_folder_is_crowded():
     folders = [file.parent for file in MODULES.values()]
     assert {str(folder) for folder in folders if folders.count(folder) > MAX_MODULES} == set()
+
+
+def test_no_file_is_long_without_a_reason():
+    long = [file for file in MODULES.values() if len(file.read_text(encoding="utf-8").splitlines()) > MAX_LINES]
+    assert [str(file) for file in long if "One file, as" not in (ast.get_docstring(_parse(file)) or "")] == []
 
 
 def test_each_module_has_a_test_file_of_its_name_or_says_where_it_is_tested():
@@ -254,7 +284,7 @@ def _is_tested(module: str, place: str) -> bool:
 
 def _public_names(file: Path) -> list[str]:
     names = []
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in _parse(file).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.append(node.name)
         elif isinstance(node, ast.Assign):

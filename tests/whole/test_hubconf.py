@@ -22,8 +22,8 @@ from nats_zoo.detection import create_detector
 from nats_zoo.detection.models.config import FRAMEWORKS
 from nats_zoo.folders.find_genotype import find_genotype
 from nats_zoo.genotype.catalogue import DEFAULT_GENOTYPES
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SITE_PACKAGES = Path(torch.__file__).parents[1]
 GENOTYPE = {"format": 1, "architecture": "resnet18", "convs": {"layer2.0.conv2": [[100, 1, 1], [28, 3, 1]]}}
 TINY = {"fpn_channels": 32, "head_size": 8, "mask_channels": 8, "roi_samples": 8, "min_size": 64, "max_size": 64}

@@ -14,8 +14,8 @@ from nats_zoo.detection import TrainConfig, Trainer, from_pretrained
 from nats_zoo.detection.data.drawn import draw_dataset
 from nats_zoo.genotype.catalogue import default_genotype
 from nats_zoo.search import SearchConfig
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 COCO_TRAINING = [path for path in RECIPES if re.fullmatch(r"coco_.*_1x", path.stem)]
 CONFIGS = {"train": TrainConfig, "search": SearchConfig}

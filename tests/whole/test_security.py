@@ -42,8 +42,8 @@ from nats_zoo.models.named import find_network
 from nats_zoo.publishing.genotype import genotype_files, save_genotype_folder
 from nats_zoo.search.space import find_space
 from tests.support.hub_server import OWNER_TOKEN, HubServer
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 GENOTYPE = Genotype("test_resnet", {"layer3.0.conv2": [[44, 1, 1], [4, 1, 3]]})
 TINY = {"fpn_channels": 8, "head_size": 8, "min_size": 32, "max_size": 48, "weights": None}
 TOKEN = "hf_" + "aB3" * 11 + "q"  # as long as the Hub's
@@ -731,10 +731,10 @@ def test_a_token_is_neither_printed_nor_written(models, tmp_path):
 
 
 def test_a_command_is_recorded_without_secrets(monkeypatch):
-    from nats_zoo.cli import commands as cli
+    from nats_zoo.cli.command import typed_command
 
     monkeypatch.setattr(sys, "argv", ["nats", "train", "--init", f"https://me:{TOKEN}@hub/org/name"])
-    assert cli._typed_command() == "nats train --init https://***@hub/org/name"
+    assert typed_command() == "nats train --init https://***@hub/org/name"
 
 
 def test_an_error_of_the_client_is_quoted_without_secrets(caplog, capsys):

@@ -22,7 +22,7 @@ FOLDERS = {
     "search": "nats_zoo/search",
     "recipes": "nats_zoo/recipes",
 }
-KINDS = {".py", ".json", ".yaml", ".typed"}
+KINDS = {".py", ".json", ".yaml", ".j2", ".typed"}
 LARGEST_WHEEL = 600 * 1024  # bytes; text alone
 LARGEST_SDIST = 4 * 2**20  # the pictures of docs/
 # Of the checkout's top level; data, weights and runs may lie there too.
@@ -30,14 +30,17 @@ OTHER_FOLDERS = ("tests", "docs", "benchmarks", "scripts", ".ci", ".github")
 FILES = ("*.py", "*.md", "*.toml", "*.in", "*.cff", "LICENSE", "Makefile")
 
 USE = """
-import json
+import importlib, json, pkgutil
 import nats_zoo, nats_zoo.detection, nats_zoo.search
 from nats_zoo.cli import main
 
 files = [module.__file__ for module in (nats_zoo, nats_zoo.detection, nats_zoo.search)]
 codes = [main(["recipes"]), main(["recipes", "small_data", "coco_fasterrcnn_r50_1x"])]
+modules = [info.name for info in pkgutil.walk_packages(nats_zoo.__path__, "nats_zoo.") if "__main__" not in info.name]
+for module in modules:
+    importlib.import_module(module)
 genotypes, version = nats_zoo.published_genotypes(), nats_zoo.__version__
-print(json.dumps(dict(files=files, genotypes=genotypes, version=version, codes=codes)))
+print(json.dumps(dict(files=files, genotypes=genotypes, version=version, codes=codes, modules=modules)))
 """
 
 
@@ -146,6 +149,9 @@ def test_the_installed_wheel_works_from_another_folder(source, wheel, tmp_path):
     assert f"-{found['version']}-" in wheel.name
     assert "nats = nats_zoo.cli:main" in next(target.glob("nats_zoo-*.dist-info/entry_points.txt")).read_text()
     assert found["codes"] == [0, 0]
+    files = [path.relative_to(target).with_suffix("") for path in (target / "nats_zoo").rglob("*.py")]
+    names = {".".join(file.parts).removesuffix(".__init__") for file in files} - {"nats_zoo", "nats_zoo.__main__"}
+    assert set(found["modules"]) == names  # each a package's or a module's, and all were imported
     assert [line.split()[0] for line in printed[: len(recipe_names())]] == recipe_names()
     for name in ("small_data", "coco_fasterrcnn_r50_1x"):  # where the commands at their heads look for them
         assert (tmp_path / f"recipes/{name}.yaml").read_text() == (ROOT / f"recipes/{name}.yaml").read_text()

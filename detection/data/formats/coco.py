@@ -137,8 +137,10 @@ def find_split(root: str | Path, split: str, images: str | Path | None = None) -
     for folder in folders:
         if any(is_file(folder / name) for name in names):
             return annotations, folder
+    if not names:
+        raise DataError(f"{annotations}: images: expected at least one image with a file_name, found none")
     looked = ", ".join(map(str, folders))
-    found = f"{names[0]!r} lies in none of them" if names else "found no file_name"
+    found = f"{names[0]!r} lies in none of them"
     raise DataError(f"{annotations}: file_name: expected images in one of {looked}; {found}; another is told as images")
 
 

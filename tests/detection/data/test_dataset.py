@@ -21,8 +21,7 @@ from nats_zoo.detection.data.dataset import CocoDataset, collate
 from nats_zoo.detection.data.defects import DataError
 from nats_zoo.detection.data.formats.coco import find_split, read_annotations
 from nats_zoo.detection.evaluation.coco import evaluate
-
-SHARED_DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
+from tests.support.paths import SHARED_DATA
 
 # Category ids are sparse and out of order; image 30 has no box, image 40 a crowd and a box that juts out
 CONTENT = {

@@ -25,8 +25,8 @@ from nats_zoo.detection.data.dataset import CocoDataset, collate
 from nats_zoo.detection.data.defects import BadEntry, DataError
 from nats_zoo.detection.data.formats.coco import parse_coco, read_annotations
 from nats_zoo.detection.data.masks import ImageMasks, encode
+from tests.support.paths import SHARED_DATA
 
-SHARED_DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 HEIGHT, WIDTH = 30, 40
 
 

@@ -13,8 +13,7 @@ from PIL import Image
 from nats_zoo import NatsError
 from nats_zoo.detection.data.drawn import draw_dataset
 from nats_zoo.detection.data.opening import detect_format, find_formats, list_splits, open_split, read_split
-
-SHARED_DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
+from tests.support.paths import SHARED_DATA
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from nats_zoo.detection.data_report.check import check_split
 from nats_zoo.detection.data_report.report import report_data
 from nats_zoo.detection.data_report.samples import choose_samples
 from nats_zoo.detection.pictures.drawing import MASK_OPACITY, class_colour
+from tests.support.paths import SHARED_DATA
 
-SHARED_DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 RED = (255, 0, 0)
 
 

@@ -26,9 +26,8 @@ from nats_zoo.detection.data.formats.coco import find_split
 from nats_zoo.detection.evaluation.coco import evaluate, load_results, save_results
 from nats_zoo.detection.evaluation.predict import predict
 from nats_zoo.detection.metrics import Metrics
+from tests.support.paths import SHARED_DATA
 from tests.support.two_processes import launch_two
-
-SHARED_DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 
 CATEGORIES = [{"id": 90, "name": "bus"}, {"id": 2, "name": "cat"}, {"id": 5, "name": "unseen"}]
 IMAGE_IDS = [70, 3, 51, 8, 1000, 21, 22]

@@ -26,8 +26,9 @@ from nats_zoo.detection.models.backbone import create_body, freeze_stages
 from nats_zoo.detection.models.config import FRAMEWORKS
 from nats_zoo.folders.find_genotype import find_genotype
 from nats_zoo.genotype.catalogue import default_genotype
+from tests.support.paths import SHARED_WEIGHTS
 
-TIN_64 = Path(__file__).resolve().parents[3].parent / "shared" / "weights" / "resnet18.tin_64"
+TIN_64 = SHARED_WEIGHTS / "resnet18.tin_64"
 SIZES = {"min_size": 64, "max_size": 96, "anchor_sizes": (8, 16, 32, 64, 128)}
 TINY = {"num_classes": 4, "fpn_channels": 16, "head_size": 16, "roi_samples": 32, **SIZES}
 CONVS = {f"layer{stage}.{block}.conv2": 32 * 2**stage for stage in (1, 2, 3, 4) for block in (0, 1)}

@@ -14,13 +14,13 @@ from nats_zoo import NatsError
 from nats_zoo.detection.pictures.drawing import (
     PALETTE,
     class_colour,
-    comparison_sheet,
     draw_detections,
     erode,
     mask_colour,
     text_colour,
 )
 from nats_zoo.detection.pictures.label_placement import place_labels
+from nats_zoo.detection.pictures.sheet import comparison_sheet
 
 COLOURS = np.array([ImageColor.getrgb(colour) for colour in PALETTE])
 

@@ -186,7 +186,7 @@ def with_change(path, value):
     [
         (["format"], 2, "format: expected format 1, found 2"),
         (["format"], True, "format: expected format 1, found True"),
-        (["threads"], ..., "key 'threads' is missing"),
+        pytest.param(["threads"], ..., "key 'threads' is missing", id="path2-value2-the key 'threads' is missing"),
         (["colour"], "red", "unknown key 'colour', expected only format"),
         (["architecture"], 5, "architecture: expected a line of text, found 5"),
         (["device"], "two\nlines", "device: expected a line of text"),
@@ -198,7 +198,10 @@ def with_change(path, value):
         (["convs"], [], "convs: expected an object"),
         (["convs"], {}, "convs: expected at least one convolution"),
         (["convs", NAME], [], f"{NAME}: expected an object"),
-        (["convs", NAME, "join"], ..., f"{NAME}: key 'join' is missing"),
+        pytest.param(
+            *(["convs", NAME, "join"], ..., f"{NAME}: key 'join' is missing"),
+            id=f"path14-value14-{NAME}: the key 'join' is missing",
+        ),
         (["convs", NAME, "plain"], 0, f"{NAME}: plain: expected a positive number of seconds, found 0"),
         (["convs", NAME, "plain"], math.nan, f"{NAME}: plain: expected seconds, a finite number"),
         (["convs", NAME, "plain"], True, f"{NAME}: plain: expected seconds"),

@@ -17,8 +17,8 @@ from nats_zoo.detection.data.dataset import CocoDataset
 from nats_zoo.detection.data.defects import DataError
 from nats_zoo.detection.data.formats.voc import list_voc_splits, read_voc
 from nats_zoo.detection.data.opening import open_split
+from tests.support.paths import SHARED_DATA
 
-SHARED_DATA = Path(__file__).resolve().parents[4].parent / "shared" / "data"
 OFFICIAL = "The VOC2007 Database"
 
 
