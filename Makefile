@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TYPES := $(VENV)/types
 OUTPUT ?= demo
 
-.PHONY: help demo test lint types docs format clean
+.PHONY: help demo test lint types docs format release-check clean
 
 help:
 	@echo "make demo    what dilations do for a detector, on drawn images: minutes on two CPU cores (OUTPUT=$(OUTPUT))"
@@ -16,6 +16,7 @@ help:
 	@echo "make types   check type hints"
 	@echo "make docs    build the API reference into site/"
 	@echo "make format  format the code"
+	@echo "make release-check  build what a release uploads and try it in a fresh environment (FLAGS=--borrow: no download)"
 	@echo "make clean   remove the virtual environment"
 
 $(READY): pyproject.toml
@@ -48,6 +49,9 @@ docs: $(READY)
 format: $(READY)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+release-check: $(READY)
+	$(VENV)/bin/python scripts/release_check.py $(FLAGS)
 
 clean:
 	rm -rf $(VENV)

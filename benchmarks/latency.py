@@ -12,16 +12,20 @@ each in one form at a time:
     eager     as created
     deploy    the deployment form, timm.utils.reparameterize_model; plain and naive get their batch norms folded alike
     compile   the deployment form compiled by inductor, with freezing
+    graphs    the deployment form compiled by inductor, replayed as CUDA graphs (on a CPU: compiled without freezing)
 
 A round times each network once; the ratio to plain is taken per round. Reported are the median latency, the median
 ratio and the interquartile range (IQR) of the ratios. Before timing, nats and naive must give the same maps. The CSV
-file is written after each measurement, so that an interrupted run keeps what it has.
+file is written after each measurement, so that an interrupted run keeps what it has. On a GPU `float32` is without and
+`tf32` with tensor cores that round the factors to 10 bits.
 
     python benchmarks/latency.py --model nats_resnet50 --genotype uniform ic16 --form eager deploy compile \
         --size 512x512 800x1216 --batch 1 8 --memory-format channels_last --csv latency.csv
 """
 
 import argparse
+import copy
+import functools
 import itertools
 import random
 import statistics
@@ -49,8 +53,10 @@ from nats_zoo.search.space import SPACES, SearchSpace, count_groups, searched_co
 
 GROUPS = 16
 IC16 = SearchSpace("ic16", dict.fromkeys((1, 2, 3, 4), tuple((h, w) for h in range(1, 5) for w in range(1, 5))))
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FORMS = ("eager", "deploy", "compile")
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPILE: dict[str, dict[str, Any]] = {"compile": {"options": {"freezing": True}}, "graphs": {"mode": "reduce-overhead"}}
+FORMS = ("eager", "deploy", *COMPILE)
+NETWORKS = ("plain", "nats", "naive")
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -162,7 +168,7 @@ def build_networks(model_name: str, genotype: Genotype, form: str = "eager") -> 
     """The plain, nats and naive backbones in eval mode, float32 on CPU, with the same random weights.
 
     Args:
-        form: `eager`, or `deploy` (`compile` is deployed, not yet compiled).
+        form: `eager`, or `deploy` (`compile` and `graphs` are deployed, not yet compiled).
     """
     # zero_init_last would zero every residual branch, and with it the difference between right and wrong dilations
     options: dict[str, Any] = dict(features_only=True, out_indices=(1, 2, 3, 4), zero_init_last=False)
@@ -245,6 +251,7 @@ class Case(NamedTuple):
     memory_format: str
     size: tuple[int, int]
     batch: int
+    dtype: str
 
     @property
     def label(self) -> str:
@@ -259,22 +266,36 @@ class Case(NamedTuple):
 def cases(args: argparse.Namespace) -> list[Case]:
     """Every combination of what the command line lists."""
     axes = (args.model, args.genotype, args.max_dilations, args.form, args.memory_format, args.size, args.batch)
+    axes += (args.dtype,)
     return [Case(*values) for values in itertools.product(*axes)]
 
 
+@functools.lru_cache(maxsize=1)  # cases that differ in batch and dtype follow each other
+def _checked_networks(
+    model: str, genotype_name: str, max_dilations: int | None, form: str, size: tuple[int, int], seed: int
+) -> tuple[Genotype, dict[str, nn.Module]]:
+    """The genotype and what `build_networks` builds with it, compared on an image."""
+    genotype = choose_genotype(genotype_name, model, seed)
+    genotype = genotype if max_dilations is None else genotype.merge(max_dilations)
+    networks = build_networks(model, genotype, form)
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(seed))
+    check_equal(networks["nats"], networks["naive"], image)
+    return genotype, networks
+
+
 def measure(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Build, check and time the three networks; returns the rows of `summarise` with all that they depend on."""
-    original = choose_genotype(case.genotype, case.model, args.seed)
-    genotype = original if case.max_dilations is None else original.merge(case.max_dilations)
-    networks = build_networks(case.model, genotype, case.form)
+    """Build, check and time the networks; returns the rows of `summarise` with all that they depend on."""
+    genotype, built = _checked_networks(*case[:4], case.size, args.seed)
     images = torch.rand(case.batch, 3, *case.size, generator=torch.Generator().manual_seed(args.seed))
-    check_equal(networks["nats"], networks["naive"], images[:1])
-    placement = dict(device=args.device, dtype=DTYPES[args.dtype], memory_format=MEMORY_FORMATS[case.memory_format])
+    networks: dict[str, Any] = {}
+    placement = dict(device=args.device, dtype=DTYPES[case.dtype], memory_format=MEMORY_FORMATS[case.memory_format])
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = case.dtype == "tf32"
     torch.compiler.reset()
-    for name, network in networks.items():
-        networks[name] = network.to(**placement)
-        if case.form == "compile":
-            networks[name] = torch.compile(network, options={"freezing": True})
+    for name, network in built.items():
+        if name in ("plain", *args.network):
+            networks[name] = copy.deepcopy(network).to(**placement)
+            if case.form in COMPILE:
+                networks[name] = torch.compile(networks[name], **COMPILE[case.form])
     times = time_interleaved(networks, images.to(**placement), args.repeats, args.warmup)
     facts = case.facts() | dict(
         share_changed=round(genotype.share_changed(), 4),
@@ -286,26 +307,27 @@ def measure(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def describe_run(args: argparse.Namespace) -> dict[str, Any]:
     """The other flags, the device's name and the versions that a latency depends on."""
-    flags = {key: getattr(args, key) for key in ("dtype", "device", "repeats", "warmup", "seed")}
+    flags = {key: getattr(args, key) for key in ("device", "repeats", "warmup", "seed")}
     versions = dict(torch=torch.__version__, timm=timm.__version__, nats_zoo=nats_zoo.__version__)
     return flags | dict(threads=torch.get_num_threads(), device_name=device_name(args.device)) | versions
 
 
-HEADER = ("form", "memory format", "size", "batch", "network", "median ms", "ratio to plain", "IQR of ratio")
+HEADER = ("form", "memory format", "dtype", "size", "batch", "network", "median ms", "ratio to plain", "IQR of ratio")
 
 
 def print_rows(case: Case, rows: Sequence[Mapping[str, Any]], width: int) -> None:
     """Print one line per network, in the columns of HEADER behind the label, `width` characters wide."""
     facts = case.facts()
     for row in rows:
-        line = [f"{case.label:<{width}}", f"{case.form:<7}", f"{case.memory_format:<13}", f"{facts['size']:<8}"]
-        line += [f"{case.batch:5}", f"{row['network']:<7}", f"{row['median_ms']:9.2f}", f"{row['ratio']:14.3f}"]
+        line = [f"{case.label:<{width}}", f"{case.form:<7}", f"{case.memory_format:<13}", f"{case.dtype:<8}"]
+        line += [f"{facts['size']:<8}", f"{case.batch:5}", f"{row['network']:<7}"]
+        line += [f"{row['median_ms']:9.2f}", f"{row['ratio']:14.3f}"]
         print(*line, f"{row['ratio_q1']:.3f} to {row['ratio_q3']:.3f}", sep="  ", flush=True)
 
 
 def print_header(width: int) -> None:
     """Print the names of the columns."""
-    widths = (7, 13, 8, 5, 7, 9, 14, 12)
+    widths = (7, 13, 8, 8, 5, 7, 9, 14, 12)
     print(" " * width, *(f"{name:<{w}}" for name, w in zip(HEADER, widths, strict=True)), sep="  ")
 
 
@@ -336,7 +358,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--size", nargs="+", type=height_x_width, default=[(512, 512)], metavar="HxW", help="input sizes in pixels")
     add("--batch", nargs="+", type=positive, default=[1], help="images per forward pass")
     add("--memory-format", nargs="+", choices=MEMORY_FORMATS, default=["contiguous"], help="of weights and images")
-    add("--dtype", choices=DTYPES, default="float32", help="of weights and images")
+    add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="of weights and images")
+    add("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="which to time; plain always")
     add("--device", default="cpu", help="cpu, cuda, cuda:1")
     add("--repeats", type=_at_least_two, default=20, help="timed rounds")
     add("--warmup", type=positive, default=3, help="rounds before timing starts")
@@ -361,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(args.seed)
     planned, rows = cases(args), []
     width = max(len(case.label) for case in planned)
-    print(f"{device_name(args.device)}, {torch.get_num_threads()} threads, {args.dtype}, torch {torch.__version__}")
+    print(f"{device_name(args.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print_header(width)
     for case in tqdm(planned, desc="measurements", leave=False, disable=None):
         try:

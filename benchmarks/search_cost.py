@@ -30,7 +30,6 @@ import dataclasses
 import gc
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -290,6 +289,8 @@ def peak_memory(device: str) -> int:
     try:
         return _status("VmHWM")
     except OSError:
+        import resource  # not on Windows
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 

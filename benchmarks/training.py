@@ -12,12 +12,20 @@ no part of it. The rounds of both take turns, so that a change of the machine's 
 ratio of the throughputs, nats to bare, is taken per round; reported are its median and quartiles, by the process's CPU
 time (where others use the machine too; without workers only, whose time is not in it) and by the wall clock.
 
-The goal is a ratio of at least 0.95. The CSV file is written after each round.
+With --genotype two more bare loops take the same images, over our detector on the plain backbone and, with equal
+weights, on the regrouped one; their forward and backward passes are timed apart, and the ratio of the times, regrouped
+to plain, is taken per round.
+
+The goals are a throughput of at least 0.95 of the bare loop's, and passes of at most 1.10 times the plain backbone's.
+The CSV file is written after each round.
 
     python benchmarks/training.py --data data/nwpu-vhr10-512 --weights weights/resnet18.tin_64 --csv training.csv
+    python benchmarks/training.py --data data/nwpu-vhr10-512 --genotype default --csv training_backbone.csv
 """
 
 import argparse
+import copy
+import dataclasses
 import statistics
 import sys
 import tempfile
@@ -31,6 +39,7 @@ import timm
 import torch
 import torchvision
 from common import positive, write_csv
+from latency import choose_genotype
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import CocoDetection
@@ -44,14 +53,18 @@ from torchvision.tv_tensors import BoundingBoxes
 from tqdm import tqdm
 
 import nats_zoo
-from nats_zoo import NatsError
+from nats_zoo import Genotype, NatsError
+from nats_zoo.base.names import VARIANT_PREFIX
 from nats_zoo.detection import TrainConfig, Trainer
 from nats_zoo.detection.data.formats.coco import find_split
 from nats_zoo.detection.models.config import DetectorConfig
+from nats_zoo.detection.models.create import build_detector
 from nats_zoo.detection.runs.loop import Interrupted
 from nats_zoo.search.choosing.profile import device_name
 
 GOAL = 0.95
+MAX_RATIO = 1.10  # of the regrouped backbone's passes to the plain one's
+PASSES = ("forward", "backward")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")  # the same network, and names, in timm and torchvision
 CLOCKS = ("cpu", "wall")
 STAGES = ("layer4", "layer3", "layer2", "layer1", "conv1")
@@ -66,6 +79,9 @@ class Seconds(NamedTuple):
 
     def __sub__(self, other: "Seconds") -> "Seconds":
         return Seconds(self.cpu - other.cpu, self.wall - other.wall)
+
+    def __add__(self, other: tuple) -> "Seconds":
+        return Seconds(self.cpu + other[0], self.wall + other[1])
 
 
 def now(device: str) -> Seconds:
@@ -119,6 +135,17 @@ def create_bare_detector(config: DetectorConfig) -> FasterRCNN:
     )
 
 
+def create_backbones(plain: nn.Module, genotype: Genotype | None) -> dict[str, nn.Module]:
+    """Our detector on the plain backbone and, with equal weights, on the regrouped one; none without a genotype."""
+    if genotype is None:
+        return {}
+    backbone = VARIANT_PREFIX + plain.config.backbone
+    config = dataclasses.replace(plain.config, backbone=backbone, genotype=genotype.to_dict())
+    regrouped = build_detector(config)
+    regrouped.load_state_dict(plain.state_dict())
+    return {"plain": copy.deepcopy(plain), "nats": regrouped}
+
+
 def collate(batch: Sequence[tuple]) -> tuple[list, list]:
     """Images and targets in lists."""
     images, targets = zip(*batch, strict=True)
@@ -129,17 +156,20 @@ class BareLoop:
     """What one writes by hand.
 
     Args:
-        detector: a plain one of ours, whose weights the bare one begins with.
+        detector: is trained.
         config: of the run.
         device: on which to run.
+
+    Attributes:
+        spent: in forward passes, and in backward passes, so far.
     """
 
     def __init__(self, detector: nn.Module, config: TrainConfig, device: str):
         self.config, self.device = config, device
         annotations, folder = find_split(config.data, config.train_split, config.images)
         self.data = BareData(folder, annotations, config.flip)
-        self.detector = create_bare_detector(detector.config)
-        self.detector.load_state_dict(detector.state_dict())
+        self.detector = detector
+        self.spent = dict.fromkeys(PASSES, Seconds(0.0, 0.0))
         format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.detector.to(device, memory_format=format).train()
         self.parameters = [p for p in self.detector.parameters() if p.requires_grad]
@@ -158,13 +188,23 @@ class BareLoop:
             loss = self._step(images, targets)
         return loss
 
+    def timed_run(self, batches: Sequence[Sequence[int]]) -> dict[str, Seconds]:
+        """Train as `run` does; returns what the forward and the backward passes took."""
+        before = dict(self.spent)
+        self.run(batches)
+        return {name: self.spent[name] - before[name] for name in PASSES}
+
     def _step(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> float:
         images = [image.to(self.device) for image in images]
         targets = [{key: value.to(self.device) for key, value in target.items()} for target in targets]
+        start = now(self.device)
         with self._precision():
             loss = sum(self.detector(images, targets).values())
         value = loss.item()
+        middle = now(self.device)
         loss.backward()
+        for name, spent in zip(PASSES, (middle - start, now(self.device) - middle), strict=True):
+            self.spent[name] = self.spent[name] + spent
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -196,7 +236,13 @@ class TimedTrainer(Trainer):
         super().__init__(config)
         self.measurement, self.round_steps = measurement, round_steps
         self.timed_device = str(self.accelerator.device)
-        self.bare = BareLoop(self.plain_detector, config, self.timed_device)
+        bare = create_bare_detector(self.plain_detector.config)
+        bare.load_state_dict(self.plain_detector.state_dict())
+        self.bare = BareLoop(bare, config, self.timed_device)
+        self.backbones = {
+            name: BareLoop(detector, config, self.timed_device)
+            for name, detector in create_backbones(self.plain_detector, measurement.genotype).items()
+        }
         self.seen: list[list[int]] = []
         self.start: Seconds | None = None
         self.checkpoint_time = Seconds(0.0, 0.0)
@@ -212,6 +258,8 @@ class TimedTrainer(Trainer):
     def _end_round(self) -> None:
         ours = now(self.timed_device) - self.start - self.checkpoint_time
         bare = self._time_bare()
+        passes = {name: loop.timed_run(self.seen) for name, loop in self.backbones.items()}
+        self.measurement.add_backbones(passes)
         self.checkpoint()  # which may have been no part of this round
         self.measurement.add(sum(map(len, self.seen)), ours, bare, self.checkpoint_time)
         self.seen, self.checkpoint_time = [], Seconds(0.0, 0.0)
@@ -242,6 +290,8 @@ class Measurement:
         self.ours: list[Seconds] = []
         self.bare: list[Seconds] = []
         self.left = args.warmup
+        self.genotype: Genotype | None = None
+        self.passes: list[dict[str, dict[str, Seconds]]] = []
         self.checkpoints: list[Seconds] = []
         self.split_images = 1
 
@@ -251,6 +301,8 @@ class Measurement:
         Raises:
             NatsError: data, weights or options that can not be used.
         """
+        if self.args.genotype:
+            self.genotype = choose_genotype(self.args.genotype, VARIANT_PREFIX + self.args.backbone, self.args.seed)
         with tempfile.TemporaryDirectory(prefix="nats_training_") as folder:
             trainer = TimedTrainer(create_config(self.args, folder), self, self.args.steps)
             self.split_images = len(trainer.train_data)
@@ -259,6 +311,11 @@ class Measurement:
                 trainer.run()
             except Done:
                 return
+
+    def add_backbones(self, passes: dict[str, dict[str, Seconds]]) -> None:
+        """Take what a round's passes took, by backbone and pass, before `add` ends it; none without a genotype."""
+        if passes and not self.left:
+            self.passes.append(passes)
 
     def add(self, images: int, ours: Seconds, bare: Seconds, checkpoint: Seconds) -> None:
         """Take a round's times; warm-up rounds are dropped.
@@ -289,8 +346,23 @@ class Measurement:
             raise Done
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per clock, with all that it depends on."""
-        return [self._row(clock) for clock in CLOCKS]
+        """One row per clock, and one per clock and pass of the backbones, with all that it depends on."""
+        rows = [self._row(clock) for clock in CLOCKS]
+        if self.passes:
+            rows += [self._pass_row(clock, names) for names in (*((p,) for p in PASSES), PASSES) for clock in CLOCKS]
+        return rows
+
+    def _pass_row(self, clock: str, names: tuple[str, ...]) -> dict[str, Any]:
+        """A row of the passes with these names, taken together."""
+        nats, plain = (
+            [sum(getattr(passes[arm][name], clock) for name in names) for passes in self.passes]
+            for arm in ("nats", "plain")
+        )
+        low, median, high = quartiles([own / theirs for own, theirs in zip(nats, plain, strict=True)])
+        facts = {"clock": clock, "passes": " and ".join(names), "genotype": self.args.genotype}
+        facts |= {f"{arm}_ms_per_image": 1000 * sum(times) / sum(self.images[: len(self.passes)] or [1])
+                  for arm, times in (("nats", nats), ("plain", plain))}  # fmt: skip
+        return facts | {"ratio": median, "ratio_q1": low, "ratio_q3": high, "rounds": len(nats), **self.facts}
 
     def _row(self, clock: str) -> dict[str, Any]:
         ours, bare = ([getattr(each, clock) for each in times] for times in (self.ours, self.bare))
@@ -329,11 +401,17 @@ def describe_run(args: argparse.Namespace, device: str) -> dict[str, Any]:
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print one line per clock, and whether the goal is met."""
+    backbones = [row for row in rows if "passes" in row]
+    rows = [row for row in rows if "passes" not in row]
     print("clock  nats images/s  bare images/s  ratio  quartiles")
     for row in rows:
         print(f"{row['clock']:<5}  {row['nats_images_per_second']:13.2f}  {row['bare_images_per_second']:13.2f}"
               f"  {row['ratio']:5.3f}  {row['ratio_q1']:.3f} to {row['ratio_q3']:.3f}")  # fmt: skip
     print(goal_line(rows), flush=True)
+    for row in backbones:
+        print(f"{row['clock']:<5}  {row['passes']:<20}  {row['nats_ms_per_image']:8.1f} ms an image,"
+              f" {row['ratio']:.3f} of plain ({row['ratio_q1']:.3f} to {row['ratio_q3']:.3f}),"
+              f" goal {MAX_RATIO}: {'met' if row['ratio'] <= MAX_RATIO else 'missed'}")  # fmt: skip
 
 
 def goal_line(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -366,6 +444,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data", required=True, help="folder of a COCO-layout data set")
     add("--split", default="train")
     add("--backbone", default="resnet18", choices=BACKBONES)
+    add("--genotype", metavar="NAME", help="also time a backbone with it, named as for latency.py")
     add("--weights", help="the backbone's: a folder or file; without it random ones, nothing frozen")
     add("--min-size", type=positive, default=320, help="short side of the resized images in pixels")
     add("--max-size", type=positive, default=533, help="limit on the long side")

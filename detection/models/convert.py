@@ -1,8 +1,6 @@
 """torchvision's detector checkpoints as detectors of this library: the same modules, so the same outputs."""
 
-import argparse
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,9 @@ from torchvision.models.detection import (
 )
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from ...base.errors import NatsError, one_line, short
+from ...base.errors import NatsError, one_line
+from ...folders.checkpoint import read_checkpoint
 from ...folders.limits import on_meta
-from ...folders.weights_file import load_weights
 from .config import DetectorConfig
 from .create import build_detector
 
@@ -63,7 +61,7 @@ def from_torchvision(
         >>> detector = from_torchvision("FasterRCNN_ResNet50_FPN_Weights.COCO_V1")
         >>> save_detector(detector, "runs/coco")
     """
-    state = _read(checkpoint)
+    state = read_checkpoint(checkpoint) if Path(checkpoint).exists() else _download(str(checkpoint))
     config = _config(state, backbone, classes, str(checkpoint))
     with on_meta(f"{checkpoint} on {backbone}"):
         expected = build_detector(config)
@@ -75,52 +73,6 @@ def from_torchvision(
     detector.load_state_dict(state)
     _shift_variances(detector.backbone.body, (_epsilon_of(checkpoint) if epsilon is None else epsilon) - _EPSILON)
     return detector.eval()
-
-
-def _read(checkpoint: str | os.PathLike) -> dict[str, Tensor]:
-    path = Path(checkpoint)
-    if not path.exists():
-        return _download(str(checkpoint))
-    if path.suffix == ".safetensors":
-        return load_weights(path)
-    state = _unpack(path)
-    state = state.get("model", state) if isinstance(state, Mapping) else state
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise NatsError(f"{path}: expected a state dict, or an object with one under 'model'")
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not _is_whole(tensor):
-            raise NatsError(f"{path}: expected named, dense tensors, found another kind under {short(name)}")
-    return dict(state)
-
-
-def _unpack(path: Path) -> Any:
-    """Read what torch saved, if it is plain data and tensors: no object of it is created, no code of it runs."""
-    try:
-        _refuse_compressed(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's reference training saves its own
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except NatsError:
-        raise
-    except (RuntimeError, ValueError, OSError, EOFError) as error:
-        raise NatsError(f"{path}: expected a checkpoint of tensors: {one_line(error)[:200]}") from error
-    except Exception as error:  # pickle's own: weights_only refuses whatever is not plain data
-        raise NatsError(f"{path}: expected a checkpoint of tensors, found other objects in it") from error
-
-
-def _refuse_compressed(path: Path) -> None:
-    """torch.save stores as it is; a compressed archive may be a thousand times larger than its file."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if entry.compress_type != zipfile.ZIP_STORED:
-                    raise NatsError(f"{path}: expected a checkpoint as torch.save writes it, found a compressed one")
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    """Tell whether it has each of its numbers in memory: a file can also say that one stands for billions."""
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-        return False
-    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def _download(name: str) -> dict[str, Tensor]:

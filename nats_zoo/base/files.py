@@ -253,7 +253,7 @@ def _put_in_place(new: Path, path: Path, old: Path) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_text(text, encoding="utf-8", newline="\n")  # the same bytes on Windows
 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:

@@ -40,8 +40,8 @@ class Command:
         words: parameters that take several words, where a list would have to be typed as [one,two].
         defaults: of options, where they are not the function's.
         skip: parameters that are no options.
-        more: options that the function does not have, with what argparse's add_argument takes for each; `run` takes
-            them out.
+        more: options (`-s --long`: one with a short name) that are no parameters as they stand, with what argparse's
+            add_argument takes for each; `run` takes them out where the function has none of the name.
     """
 
     summary: str
@@ -62,7 +62,7 @@ class Command:
         else:
             parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip)
         for option, settings in self.more.items():
-            parser.add_argument(option, **settings)
+            parser.add_argument(*option.split(), **settings)
         for option in self.words:
             _add_words(parser, function, option)
         parser.set_defaults(dict(self.defaults))

@@ -3,6 +3,7 @@
 Only the chosen subcommand's packages are imported, so that `nats --help` stays as cheap as `import nats_zoo`.
 """
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ OUTPUT_CLOSED = 141  # what they report for a command whose reader has gone
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 2 for bad input, 130 when interrupted, 141 when nobody reads on."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that a Windows code page lacks are no reason to end
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())

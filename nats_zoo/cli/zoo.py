@@ -1,5 +1,7 @@
 """Commands about the zoo itself: what it holds, and pictures of it."""
 
+from typing import Any
+
 from .command import Command
 
 
@@ -91,8 +93,53 @@ def erf(
     print(f"picture: {target}")
 
 
+def transfer(genotype: str, architecture: str, output: str | None = None) -> None:
+    """Take a genotype over to another network, by stage, relative depth and relative channel position.
+
+    Args:
+        genotype: whatever nats show takes.
+        architecture: timm name of the network that is to have it.
+        output: JSON file; default: the network's name with the suffix _transfer.json, in the working folder.
+    """
+    from ..folders.find_genotype import find_genotype
+
+    save_genotype(find_genotype(genotype).transfer(architecture), output or f"{architecture}_transfer.json")
+
+
+def merge(genotype: str, max_dilations: int, output: str | None = None) -> None:
+    """Find the nearest genotype with at most so many different dilations in each convolution.
+
+    Args:
+        genotype: whatever nats show takes.
+        max_dilations: in a convolution; those that move its channels least are kept.
+        output: JSON file; default: the genotype's name with the number, in the working folder.
+    """
+    from ..folders.find_genotype import find_genotype
+    from ..models.named import genotype_name
+
+    found = find_genotype(genotype)
+    save_genotype(found.merge(max_dilations), output or f"{genotype_name(found)}_k{max_dilations}.json")
+
+
+def save_genotype(genotype: Any, output: str) -> None:
+    """Write a genotype's file and print its table."""
+    from ..base.files import output_file
+
+    target = output_file(output)
+    genotype.save(target)
+    print(f"{genotype}\n\ngenotype: {target}")
+
+
+MOST = "of a convolution; those that move its channels least are kept."
 COMMANDS = {
     "list": Command("the variants, their genotypes and their pretrained weights", "cli.zoo:list_zoo"),
     "show": Command("a genotype's table, provenance and chart", "cli.zoo:show"),
     "erf": Command("receptive fields of the plain and the NATS network, side by side", "cli.zoo:erf"),
+    "transfer": Command("a genotype on another network", "cli.zoo:transfer"),
+    "merge": Command(
+        "a genotype with fewer dilations",
+        "cli.zoo:merge",
+        skip=("max_dilations",),
+        more={"-k --max_dilations": {"type": int, "required": True, "help": MOST}},  # for the short -k
+    ),
 }

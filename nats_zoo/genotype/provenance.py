@@ -66,6 +66,8 @@ def genotype_origin(genotype: Genotype) -> str:
         source = inline_code(provenance.get("source_architecture", "another network"))
         name = f" ({inline_code(provenance['source_genotype'])})" if "source_genotype" in provenance else ""
         origin = f"They were not searched for this network: they are transferred from the genotype of {source}{name}."
+    elif method == "ic_conv":
+        origin = "They are Inception Convolution's (arXiv 2012.13587), read from one of its pattern files."
     elif method in SEARCH_METHODS:
         origin = f"A search chose them ({inline_code(method)})."
     elif method in CONTROL_METHODS:

@@ -9,20 +9,24 @@ regrouped convolution becomes a `DeployedConv2d`.
 They are timm's blocks in everything else: `adopt_blocks` changes nothing but a block's class.
 """
 
+import copy
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.layers import BlurPool2d
 from timm.models.byobnet import RepVggBlock
 from timm.models.resnet import BasicBlock, Bottleneck
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d  # what timm.layers.freeze_batch_norm_2d puts in
 
 from ..genotype.runs import Runs
-from .deployed_conv import sort_key
+from .deployed_conv import DeployedConv2d, sort_key
 from .regrouped_conv import RegroupedConv2d
+
+Form = Literal["as it is", "deploy", "separate"]
 
 _FOLDABLE = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 
@@ -43,6 +47,7 @@ class NatsBasicBlock(BasicBlock):
         _permute_outputs(self, "conv1", "bn1", order)
         _permute_inputs(self.conv2, order)
         self.fold_batch_norms()
+        _deploy_conv(self, "conv1", "bn1", "act1")
 
     def fold_batch_norms(self) -> None:
         """Fold the batch norms into the convolutions before them, and nothing else."""
@@ -69,6 +74,7 @@ class NatsBottleneck(Bottleneck):
         _permute_outputs(self, "conv2", "bn2", order)
         _permute_inputs(self.conv3, order)
         self.fold_batch_norms()
+        _deploy_conv(self, "conv2", "bn2", "act2")
 
     def fold_batch_norms(self) -> None:
         """Fold the batch norms into the convolutions before them, and nothing else."""
@@ -91,6 +97,7 @@ class NatsRepVggBlock(RepVggBlock):
         super().reparameterize()
         if isinstance(regrouped, RegroupedConv2d):
             self.reparam_conv = RegroupedConv2d.from_conv(self.reparam_conv, regrouped.runs)
+            self.reparam_conv.shares_columns = regrouped.shares_columns
 
 
 # By exact class: a subclass may compute something else.
@@ -112,6 +119,27 @@ def release_blocks(model: nn.Module) -> None:
     _change_classes(model, _RELEASED)
 
 
+def in_form(model: nn.Module, form: Form) -> nn.Module:
+    """A network in one of the forms that compute the same.
+
+    Args:
+        model: stays as it is.
+        form: "as it is"; "deploy", what `timm.utils.reparameterize_model` gives; or "separate", the same with a
+            convolution for each dilation where torch is faster with narrow ones computed together: other runtimes fuse
+            a convolution with its activation, and write it where it is needed.
+
+    Example:
+        >>> fast = in_form(timm.create_model("nats_resnet50", features_only=True).eval(), "separate")
+    """
+    if form == "as it is":
+        return model
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, RegroupedConv2d):
+            module.shares_columns = form == "deploy"
+    return reparameterize_model(model, inplace=True)
+
+
 def is_deployed(model: nn.Module) -> bool:
     """Whether any part of a network is in deployment form, so that its weights are no plain network's any more."""
     return any(getattr(module, "is_deployed", False) for module in model.modules())
@@ -126,6 +154,16 @@ def _change_classes(model: nn.Module, classes: dict[type[nn.Module], type[nn.Mod
     for module in model.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]
+
+
+def _deploy_conv(block: nn.Module, conv_name: str, norm_name: str, act_name: str) -> None:
+    """Deploy a regrouped convolution with the activation behind it, if nothing but a folded batch norm lies between."""
+    conv = block.get_submodule(conv_name)
+    if isinstance(conv, RegroupedConv2d) and type(block.get_submodule(norm_name)) is nn.Identity:
+        deployed = conv.fuse()
+        block.set_submodule(conv_name, deployed)
+        if isinstance(deployed, DeployedConv2d) and deployed.take_activation(block.get_submodule(act_name)):
+            block.set_submodule(act_name, nn.Identity())
 
 
 # --- permutations -----------------------------------------------------------------------------------------------------
@@ -229,6 +267,8 @@ def _rebuild(
     if isinstance(conv, RegroupedConv2d):
         options["runs"] = conv.runs if dilations is None else Runs.of(dilations)
     rebuilt = type(conv)(*shape, **options)
+    if isinstance(conv, RegroupedConv2d):
+        rebuilt.shares_columns = conv.shares_columns
     rebuilt.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
     if bias is not None:
         rebuilt.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)

@@ -46,6 +46,7 @@ class DeployedConv2d(nn.Module):
         bias: (out_channels,) or None.
         runs: as RegroupedConv2d's.
         stride, padding, dilation: the plain convolution's, by axis.
+        share_columns: compute narrow dilations together where that repays in torch; else each by a convolution.
 
     Shape:
         input (N, in_channels, H, W), output (N, out_channels, H', W') as the RegroupedConv2d's, channels in its order.
@@ -65,18 +66,32 @@ class DeployedConv2d(nn.Module):
         stride: tuple[int, int],
         padding: tuple[int, int],
         dilation: tuple[int, int],
+        share_columns: bool = True,
     ):
         super().__init__()
         self.runs = Runs(runs)
         geometry = Geometry((weight.shape[2], weight.shape[3]), stride, padding, dilation)
-        groups = list(_share_columns(_parts(self.runs), geometry))
+        parts = _parts(self.runs)
+        groups = list(_share_columns(parts, geometry)) if share_columns else [[part] for part in parts]
         self.steps = nn.ModuleList(_build_step(group, weight, bias, geometry) for group in groups)
         self._sizes, self._order = _plan_order([[c for part in group for c in part.channels] for group in groups])
+        self.act: nn.Module = nn.Identity()  # of each step's output, see `take_activation`
+
+    def take_activation(self, act: nn.Module) -> bool:
+        """Apply a ReLU that follows to each step's output, where runtimes fuse it with the convolution.
+
+        Returns:
+            Whether that is done: not of another activation, nor of a single step, which it follows as it is.
+        """
+        if type(act) is not nn.ReLU or len(self.steps) == 1:
+            return False
+        self.act = act
+        return True
 
     def forward(self, x: Tensor) -> Tensor:
         pieces: list[Tensor] = []
         for i, step in enumerate(self.steps):
-            output = step(x)
+            output = self.act(step(x))
             # A split's piece, a view, is never handed out: timm's BasicBlock adds the shortcut to it in place.
             pieces.extend(split_channels(output, self._sizes[i]) if len(self._sizes[i]) > 1 else [output])
         return pieces[0] if len(pieces) == 1 else torch.cat([pieces[i] for i in self._order], 1)

@@ -24,6 +24,7 @@ from ..base.files import atomic_file
 from ..genotype.genotype import Genotype
 from ..version import __version__
 from .batch_norm import evaluation_mode
+from .deploy import Form
 
 Format = Literal["onnx", "torch", "torchscript"]
 INPUT_NAME = "images"
@@ -38,6 +39,13 @@ EXTRA = "pip install 'nats-zoo[export]'"
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal, in what exporters say
 
+# What a runtime reads, and the form whose worst measured ratio to the plain network, over float32 and int8, is lowest
+# there, see docs/benchmarks.md.
+BEST_FORMS: dict[str, tuple[Format, Form]] = {
+    "onnxruntime": ("onnx", "deploy"),
+    "openvino": ("onnx", "separate"),
+    "torch": ("torch", "deploy"),
+}
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2", "torchscript": ".pt"}
 
 Runner = Callable[[Tensor], Sequence[Tensor]]
@@ -150,6 +158,29 @@ def format_of(path: str | os.PathLike) -> Format:
         if Path(path).suffix == suffix:
             return format
     raise NatsError(f"output: {path}: expected a suffix that tells the format, {', '.join(SUFFIXES.values())}")
+
+
+def choose_form(runtime: str | None, format: Format | Literal["auto"], deploy: bool | None) -> tuple[Format, Form]:
+    """The format and the form to export.
+
+    Args:
+        runtime: `onnxruntime`, `openvino` or `torch`, for the form that was measured to be best there; None: any.
+        format: "auto" with a runtime only, for the one that it reads.
+        deploy: whether to export the deployment form; None: what is best for the runtime, else not.
+
+    Raises:
+        NatsError: a runtime that does not read the format.
+
+    Example:
+        >>> choose_form("onnxruntime", "auto", None)
+        ('onnx', 'deploy')
+    """
+    if runtime is None:
+        return format, "deploy" if deploy else "as it is"
+    best, form = BEST_FORMS[runtime]
+    if format not in ("auto", best):
+        raise NatsError(f"for: {runtime} is served best by {SUFFIXES[best]} files, found the format {format!r}")
+    return best, "as it is" if deploy is False else form
 
 
 def _check_options(format: str, dynamic: bool, opset: int | None) -> None:

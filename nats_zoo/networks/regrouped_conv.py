@@ -49,6 +49,7 @@ class RegroupedConv2d(nn.Conv2d):
     """
 
     is_deployed = False  # then its weight need no longer be the plain convolution's
+    shares_columns = True  # its deployment form may compute narrow dilations together
 
     # What TorchScript can not tell from the values alone.
     _branches: list[_Branch]
@@ -150,7 +151,8 @@ class RegroupedConv2d(nn.Conv2d):
 
         weight, bias = self.plain_kernel()
         if self.groups == 1 and type(self) is RegroupedConv2d:
-            return DeployedConv2d(weight, bias, self.runs, self.stride, self.padding, self.dilation)
+            geometry = (self.stride, self.padding, self.dilation)
+            return DeployedConv2d(weight, bias, self.runs, *geometry, self.shares_columns)
         self.is_deployed = True
         if self.gains is not None:
             self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)

@@ -139,7 +139,7 @@ def test_prints_a_table_and_writes_csv(genotype_file, tmp_path):
     flags = ["--model", "nats_resnet18", "--genotype", "uniform", str(genotype_file), "--size", "64x96"]
     flags += ["--repeats", "2", "--warmup", "1", "--memory-format", "channels_last", "--dtype", "bfloat16"]
     flags += ["--threads", "1", "--batch", "2", "--form", "eager", "deploy", "--max-dilations", "2"]
-    flags += ["--csv", str(target)]
+    flags += ["--network", "nats", "naive", "--csv", str(target)]
     done = subprocess.run(
         [sys.executable, SCRIPT, *flags], capture_output=True, text=True, check=False, timeout=400, cwd=tmp_path
     )
@@ -192,7 +192,15 @@ def test_bad_input_is_one_line_and_exit_code_2(latency, flags, words, genotype_f
 
 
 @pytest.mark.parametrize(
-    "flags", [["--repeats", "1"], ["--batch", "0"], ["--size", "64"], ["--dtype", "int8"], ["--form", "fast"]]
+    "flags",
+    [
+        ["--network", "other"],
+        ["--repeats", "1"],
+        ["--batch", "0"],
+        ["--size", "64"],
+        ["--dtype", "int8"],
+        ["--form", "fast"],
+    ],
 )
 def test_bad_flags(latency, flags):
     with pytest.raises(SystemExit) as ended:

@@ -56,6 +56,11 @@ class Rounds:
     def __init__(self, rounds: int, done: type[Exception]):
         self.rounds, self.done, self.found = rounds, done, []
 
+    genotype = None
+
+    def add_backbones(self, passes) -> None:
+        assert not passes
+
     def add(self, images, ours, bare, checkpoint) -> None:
         self.found.append((images, ours, bare, checkpoint))
         if len(self.found) == self.rounds:
@@ -143,6 +148,57 @@ def test_the_command_prints_a_table_and_writes_the_csv_file(benchmark, flags, tm
     printed = capsys.readouterr().out
     assert "goal of at least 0.95: " in printed
     assert f"{float(rows[0]['ratio']):.3f}" in printed
+
+
+def test_the_backbones_differ_in_their_dilations_alone(benchmark, flags, tmp_path):
+    measurement = benchmark.Measurement(benchmark.parse_args(flags))
+    measurement.genotype = benchmark.choose_genotype("uniform", "nats_resnet18", 0)
+    config = benchmark.create_config(measurement.args, str(tmp_path))
+    trainer = benchmark.TimedTrainer(config, measurement, 2)
+    plain, nats = (trainer.backbones[name].detector for name in ("plain", "nats"))
+    assert nats.backbone.body.genotype == measurement.genotype
+    assert plain.state_dict().keys() == nats.state_dict().keys()
+    assert all(torch.equal(tensor, nats.state_dict()[name]) for name, tensor in plain.state_dict().items())
+    assert plain is not trainer.plain_detector
+    trained = [{name for name, p in model.named_parameters() if p.requires_grad} for model in (plain, nats)]
+    assert trained[0] == trained[1]
+    images = torch.rand(1, 3, 64, 64)
+    a, b = (model.eval().backbone(images)["0"] for model in (plain, nats))
+    assert (a - b).abs().max() > 1e-3
+
+
+def test_passes_are_compared_backbone_to_backbone(benchmark, flags, tmp_path, capsys):
+    path = tmp_path / "training.csv"
+    assert benchmark.main([*flags, "--genotype", "default", "--csv", str(path)]) == 0
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["clock"], row["passes"]) for row in rows[2:]] == [
+        (clock, passes) for passes in ("forward", "backward", "forward and backward") for clock in ("cpu", "wall")
+    ]
+    assert [row["passes"] for row in rows[:2]] == ["", ""]
+    for row in rows[2:]:
+        assert row["genotype"] == "default"
+        assert row["rounds"] == "2"
+        assert 0 < float(row["ratio_q1"]) <= float(row["ratio"]) <= float(row["ratio_q3"])
+    forward, backward, both = (float(row["nats_ms_per_image"]) for row in rows[2::2])
+    assert forward + backward == pytest.approx(both)
+    assert "forward and backward" in capsys.readouterr().out
+
+
+def test_the_ratio_of_passes_is_taken_per_round(benchmark):
+    measurement = benchmark.Measurement(benchmark.parse_args(["--data", "x", "--warmup", "1"]))
+    seconds = benchmark.Seconds
+    for ours in (9, 2, 3, 6):  # the first warms up
+        measurement.add_backbones({"nats": dict.fromkeys(benchmark.PASSES, seconds(ours, 1)),
+                                   "plain": dict.fromkeys(benchmark.PASSES, seconds(2, 1))})  # fmt: skip
+        measurement.left = 0
+    measurement.images = [5, 5, 5]
+    row = measurement._pass_row("cpu", ("forward",))
+    assert (row["ratio"], row["nats_ms_per_image"], row["plain_ms_per_image"]) == (
+        1.5,
+        pytest.approx(1000 * 11 / 15),
+        400,
+    )
 
 
 def test_bad_input_is_one_line(benchmark, tmp_path, capsys):

@@ -28,6 +28,9 @@ COMMANDS = (
     "train",
     "evaluate",
     "predict",
+    "convert",
+    "transfer",
+    "merge",
     "export",
     "publish",
     "demo",
@@ -124,6 +127,18 @@ def test_without_a_command_it_shows_the_help(capsys):
     assert "usage: nats COMMAND" in capsys.readouterr().out
 
 
+def test_a_terminal_that_lacks_a_character_is_no_error(tmp_path):
+    path = tmp_path / "mine.json"
+    Genotype("resnet18", {"layer2.0.conv2": [[128, 1, 1]]}, provenance={"dataset": "Zürich 2×"}).save(path)
+    code = f"import sys; from nats_zoo.cli import main; sys.exit(main(['show', {str(path)!r}, '--output', 'x.png']))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"Z\xfcrich 2\xd7" in done.stdout
+
+
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.split() == ["nats-zoo", __version__]
@@ -135,7 +150,9 @@ def test_version(capsys):
         ("list", ["--json"]),
         ("show", ["genotype", "--output"]),
         ("erf", ["model", "--genotype", "--weights", "--size", "--stage", "--seed"]),
-        ("export", ["model", "--format {auto,onnx,torch,torchscript}", "--deploy", "--fixed", "--opset"]),
+        ("export", ["model", "--format {auto,onnx,torch,torchscript}", "--deploy", "--fixed", "--opset", "--for"]),
+        ("convert", ["source", "--pattern", "--checkpoint", "--backbone", "--epsilon"]),
+        ("merge", ["genotype", "-k MAX_DILATIONS", "--output"]),
         ("search", ["--groups", "--alpha_start", "--config"]),
         ("control", ["{uniform,random,shares,shuffled}", "--dilation", "--shares", "--seed"]),
         ("train", ["--genotype", "--lr_steps", "--resume"]),

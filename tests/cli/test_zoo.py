@@ -20,6 +20,7 @@ from nats_zoo.genotype.catalogue import DEFAULT_GENOTYPES
 from nats_zoo.genotype.provenance import origin
 from nats_zoo.models.zoo import list_zoo
 from nats_zoo.networks.erf import erf_radius, plain_and_nats_fields
+from nats_zoo.networks.export import BEST_FORMS, choose_form
 from tests.support.marks import needs_onnx
 
 GENOTYPE = Genotype(
@@ -230,6 +231,30 @@ def test_deployment_form_has_no_batch_norm(home, say):
     assert not any("bn" in name for name in reparameterize_model(body).layer2.state_dict())
 
 
+@torch.no_grad()
+def test_export_for_a_runtime_chooses_the_form(home, say):
+    say(*EXPORT, "--for", "torch")
+    assert not any("layer2.0.bn" in name for name in torch.export.load(home / "test_resnet.pt2").state_dict)
+    say(*EXPORT, "--for", "torch", "--deploy", "false")
+    assert any("layer2.0.bn" in name for name in torch.export.load(home / "test_resnet.pt2").state_dict)
+    assert [choose_form(runtime, "auto", None)[0] for runtime in BEST_FORMS] == ["onnx", "onnx", "torch"]
+    assert choose_form(None, "torchscript", None) == ("torchscript", "as it is")
+
+
+# --- transfer and merge -----------------------------------------------------------------------------------------------
+
+
+def test_transfer_and_merge_write_what_the_genotype_gives(home, say):
+    printed = say("transfer", "mine.json", "resnet18", "--output", "deeper.json")
+    assert Genotype.load(home / "deeper.json") == Genotype.load("mine.json").transfer("resnet18")
+    assert "resnet18: " in printed
+    assert "genotype: deeper.json" in printed
+    say("merge", "mine.json", "-k", "1")
+    assert Genotype.load(home / "mine_k1.json") == Genotype.load("mine.json").merge(1) != Genotype.load("mine.json")
+    say("merge", "mine.json", "--max_dilations", "9", "--output", "same.json")
+    assert Genotype.load(home / "same.json") == Genotype.load("mine.json")
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 REFUSED = {
@@ -249,6 +274,14 @@ REFUSED = {
         [*EXPORT, "--output", "m.bin"],
         "expected a suffix that tells the format, .onnx",
     ),
+    "no such runtime": ([*EXPORT, "--for", "tflite"], '"for"'),
+    "another runtime's format": (
+        [*EXPORT, "--for", "openvino", "--output", "m.pt2"],
+        r"for: openvino is served best by \.onnx files, found the format 'torch'",
+    ),
+    "transfer to nothing": (["transfer", "mine.json", "resnet19"], "mine.json: timm has no model 'resnet19'"),
+    "merge to none": (["merge", "mine.json", "-k", "0"], r"mine\.json: max_dilations must be a positive integer"),
+    "merge without a number": (["merge", "mine.json"], "max_dilations"),
     "small": ([*EXPORT[:-1], "32"], "size: expected at least 64 pixels"),
     "size of three": ([*EXPORT[:-1], "[64, 64, 64]"], '"size"'),
     "no flag": ([*EXPORT, "--deploy", "perhaps"], '"deploy"'),

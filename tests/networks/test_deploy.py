@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nats_zoo import Genotype, GenotypeError, RegroupedConv2d, to_plain, transform
 from nats_zoo.genotype.runs import Runs
+from nats_zoo.networks.deploy import in_form
 from nats_zoo.networks.deployed_conv import DeployedConv2d
 from nats_zoo.networks.regrouped_conv import RegroupedConv2dSame
 from nats_zoo.networks.stages import searchable_convs
@@ -101,6 +102,35 @@ def test_equal_outputs(name, build):
     assert difference(transform(build(architecture, **options), other)(images()), y) > 1e-6
     # and the model itself was left alone
     assert torch.equal(model(images()), y)
+
+
+@torch.no_grad()
+@every_network
+def test_the_separate_form_has_a_convolution_for_each_dilation(name, build):
+    architecture, options = NETWORKS[name]
+    model = build(architecture, **options)
+    transform(model, draw_genotype(model, architecture, seed=1))
+    y = model(images())
+    separate = in_form(model, "separate")
+    assert difference(separate(images()), y) < 1e-9
+    for conv in (module for module in separate.modules() if isinstance(module, DeployedConv2d)):
+        assert len(conv.steps) == len({run.dilation for run in conv.runs})
+        assert all(type(step) is nn.Conv2d for step in conv.steps)
+    assert in_form(model, "as it is") is model
+    assert torch.equal(in_form(model, "deploy")(images()), reparameterize_model(model)(images()))
+    assert torch.equal(model(images()), y)
+
+
+@torch.no_grad()
+def test_a_relu_goes_to_each_dilations_convolution(build):
+    """Runtimes fuse it into a convolution, not into a concatenation; other activations stay where they are."""
+    for activation, moves in ((nn.ReLU, True), (nn.SiLU, False)):
+        model = build("resnet18", **SHALLOW, act_layer=activation)
+        transform(model, draw_genotype(model, "resnet18", seed=4))
+        block = reparameterize_model(model).layer2[0]
+        assert len(block.conv1.steps) > 1
+        assert (type(block.conv1.act), type(block.act1))[:: -1 if moves else 1] == (nn.Identity, activation)
+        assert type(block.conv2.act) is nn.Identity  # what follows is the shortcut
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ KINDS = {".py", ".json", ".yaml", ".j2", ".typed"}
 LARGEST_WHEEL = 600 * 1024  # bytes; text alone
 LARGEST_SDIST = 4 * 2**20  # the pictures of docs/
 # Of the checkout's top level; data, weights and runs may lie there too.
-OTHER_FOLDERS = ("tests", "docs", "benchmarks", "scripts", ".ci")
+OTHER_FOLDERS = ("tests", "docs", "benchmarks", "scripts", ".ci", ".github")
 FILES = ("*.py", "*.md", "*.toml", "*.in", "*.cff", "LICENSE", "Makefile")
 
 USE = """

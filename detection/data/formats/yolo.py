@@ -79,7 +79,7 @@ def read_yolo(root: str | Path, split: str) -> RawData:
     defects += unreadable
     for number, (path, label, size) in enumerate(zip(paths, labels, sizes, strict=True), start=1):
         if size is not None:
-            name = os.path.relpath(path, config.root) if path.is_relative_to(config.root) else str(path)
+            name = path.relative_to(config.root).as_posix() if path.is_relative_to(config.root) else str(path)
             images.append(Photo(f"{config.path}: image {number}", number, name, *size))
             annotations += _read_labels(label, config, images[-1], defects)
     return RawData(config.path, config.root, images, annotations, dict(enumerate(config.classes, start=1)), defects)
