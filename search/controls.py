@@ -317,7 +317,7 @@ def parse_shares(data: Any) -> dict[int, dict[Dilation, float]]:
     """
     if not isinstance(data, Mapping) or not all(isinstance(row, Mapping) for row in data.values()):
         raise NatsError("shares: expected {STAGE: {HEIGHTxWIDTH: SHARE, ...}, ...}" + f", found {data!r}")
-    parsed = {}
+    parsed: dict[int, dict[tuple[int, int], float]] = {}
     for stage, row in data.items():
         if not str(stage).isdecimal():
             raise NatsError(f"shares: expected a stage's number, found {stage!r}")

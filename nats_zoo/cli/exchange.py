@@ -50,7 +50,9 @@ def export(
     network = named.deploy(weights, with_classifier=outputs == "logits")
     if deploy:
         network = reparameterize_model(network)
-    written = export_network(network, target, format, size, named.in_channels, not fixed, opset)
+    written = export_network(
+        network, target, format, size=size, in_channels=named.in_channels, dynamic=not fixed, opset=opset
+    )
     print(*describe_file(network, target, written), sep="\n")
 
 
