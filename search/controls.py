@@ -309,7 +309,7 @@ def round_shares(shares: Mapping[tuple[int, int], float], groups: int) -> dict[t
     return counts
 
 
-def parse_shares(data: Any) -> dict[int, dict[Dilation, float]]:
+def parse_shares(data: Any) -> dict[int, dict[tuple[int, int], float]]:
     """What `shares` takes, from plain data such as {3: {'1x1': 0.5, '1x3': 0.5}}.
 
     Raises:
@@ -317,7 +317,7 @@ def parse_shares(data: Any) -> dict[int, dict[Dilation, float]]:
     """
     if not isinstance(data, Mapping) or not all(isinstance(row, Mapping) for row in data.values()):
         raise NatsError("shares: expected {STAGE: {HEIGHTxWIDTH: SHARE, ...}, ...}" + f", found {data!r}")
-    parsed = {}
+    parsed: dict[int, dict[tuple[int, int], float]] = {}
     for stage, row in data.items():
         if not str(stage).isdecimal():
             raise NatsError(f"shares: expected a stage's number, found {stage!r}")
@@ -329,7 +329,7 @@ def _genotype(
     architecture: str, convs: Mapping[str, Sequence[Run]], provenance: dict[str, Any], gains: Mapping | None = None
 ) -> Genotype:
     provenance = {**provenance, "version": __version__}
-    whole = {name: tuple(runs) for name, runs in convs.items()}
+    whole = {name: Runs(runs) for name, runs in convs.items()}
     return Genotype(architecture, whole, gains=gains or {}, provenance=provenance)
 
 

@@ -29,11 +29,19 @@ DIGEST_BYTES = 2**20  # in memory at a time
 
 
 class TooLargeError(ValueError):
-    """A file has more bytes than its reader takes."""
+    """A file has more bytes than its reader takes.
+
+    try:
+        content = read_limited("log.jsonl", 2**20)
+    except TooLargeError as error:
+        print(error)
+    """
 
 
 def read_limited(path: str | os.PathLike, most_bytes: int | None) -> bytes:
-    """A file's content; of a larger one no more is read than shows that it is.
+    """Read a file's bytes; of a larger one no more is read than shows that it is.
+
+        >>> content = read_limited("log.jsonl", 2**20)
 
     Raises:
         OSError: it can not be read.
@@ -63,6 +71,9 @@ def read_json(
 ) -> Any:
     """Read a JSON file in which no object has a key twice.
 
+        >>> read_json("runs/a/run.json")["epochs"]
+        12
+
     Args:
         path: the file.
         error: the class of what is raised.
@@ -84,6 +95,9 @@ def read_json(
 
 def parse_json(content: bytes, source: str, error: type[NatsError] = NatsError, strict: bool = True) -> Any:
     """Parse JSON text.
+
+        >>> parse_json(b'{"a": 1}', "line 1")
+        {'a': 1}
 
     Args:
         content: UTF-8.
@@ -130,7 +144,11 @@ def _parse_int(digits: str) -> int:
 
 
 def is_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects lie within each other on more than so many levels."""
+    """Tell whether lists and objects lie within each other on more than so many levels.
+
+    >>> is_deeper([[1]], 1), is_deeper([[1]], 2)
+    (True, False)
+    """
     if not isinstance(value, list | dict):
         return False
     return levels == 0 or any(
@@ -142,6 +160,9 @@ def read_yaml(path: str | os.PathLike, error: type[NatsError] = NatsError) -> An
     """Read a YAML file of plain data: no tags of Python's, no aliases, no key twice in one mapping.
 
     Aliases are refused because a few lines of them stand for gigabytes (the "billion laughs").
+
+        >>> read_yaml("space.yaml")
+        {2: [1, 2, [1, 3]]}
 
     Args:
         path: the file; at most MAX_YAML_BYTES, and MAX_YAML_LEVELS of lists and mappings within each other.
@@ -199,7 +220,11 @@ class _LimitedLoader(yaml.SafeLoader):
 
 
 def file_digest(path: str | os.PathLike, algorithm: str, prefix: bytes = b"") -> str:
-    """The hash of a file in hexadecimal digits, with `prefix` before its content; it may be larger than memory."""
+    """Hash a file: hexadecimal digits, with `prefix` before its content; it may be larger than memory.
+
+    >>> len(file_digest("model.safetensors", "sha256"))
+    64
+    """
     digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(DIGEST_BYTES):
@@ -209,7 +234,11 @@ def file_digest(path: str | os.PathLike, algorithm: str, prefix: bytes = b"") ->
 
 @contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a path to write to; it takes the place of `path` when the block ends well, else it vanishes."""
+    """Yield a path to write to; it takes the place of `path` when the block ends well, else it vanishes.
+
+    >>> with atomic_file("chart.png") as scratch:
+    ...     figure.savefig(scratch)
+    """
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
     os.close(handle)
@@ -224,7 +253,11 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a folder to fill; it replaces `path` when the block ends well, else it vanishes."""
+    """Yield a folder to fill; it replaces `path` when the block ends well, else it vanishes.
+
+    >>> with atomic_folder("runs/a/best") as scratch:
+    ...     write_json(scratch / "config.json", {})
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix="."))
@@ -251,13 +284,19 @@ def _put_in_place(new: Path, path: Path, old: Path) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically.
+
+    >>> write_text("note.txt", "whole or absent")
+    """
     with atomic_file(path) as scratch:
         scratch.write_text(text, encoding="utf-8", newline="\n")  # the same bytes on Windows
 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:
-    """Write data as indented JSON, atomically."""
+    """Write data as indented JSON, atomically.
+
+    >>> write_json("run.json", {"epochs": 12})
+    """
     write_text(path, json.dumps(data, indent=2) + "\n")
 
 

@@ -9,6 +9,9 @@ from typing import Any
 class BaseWeights:
     """The weights that a training began with.
 
+        >>> BaseWeights(name="resnet50.tv_in1k", hub_id="timm/resnet50.tv_in1k", license="bsd-3-clause").license
+        'bsd-3-clause'
+
     Attributes:
         name: what the run calls them.
         hub_id: their repository on the Hub.
@@ -23,6 +26,9 @@ class BaseWeights:
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
     """What a card says about the run that made a model or a genotype.
+
+        >>> RunFacts(command="nats train --data pets", dataset="pets", split="val").split
+        'val'
 
     Attributes:
         command: as it was typed.

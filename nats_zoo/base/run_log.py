@@ -25,7 +25,10 @@ Record = Mapping[str, Any]
 
 
 def read_log(path: str | os.PathLike) -> list[Record]:
-    """All records of a log, in its order, without the keys that are null.
+    """Read all records of a log, in its order, without the keys that are null.
+
+        >>> read_log("runs/a/log.jsonl")[0]
+        {'step': 10, 'epoch': 0.1, 'loss': 1.5}
 
     Raises:
         NatsError: a log that can not be read; or, with its number, a line that is no record, or where a key of NUMBERS
@@ -44,13 +47,20 @@ def read_log(path: str | os.PathLike) -> list[Record]:
 
 
 def series(records: Iterable[Mapping[str, Any]], key: str) -> tuple[list[float], list[Any]]:
-    """Epochs and values of the records that have a key, in order of their steps."""
+    """List epochs and values of the records that have a key, in order of their steps.
+
+    >>> series([{"step": 1, "epoch": 0.5, "loss": 2.0}], "loss")
+    ([0.5], [2.0])
+    """
     ordered = latest(records, key)
     return [record["epoch"] for record in ordered], [record[key] for record in ordered]
 
 
 def latest(records: Iterable[Record], key: str, *also: str) -> list[Record]:
-    """The records that have a key, in order of their steps; of those at one step, the last.
+    """List the records that have a key, in order of their steps; of those at one step, the last.
+
+        >>> latest([{"step": 1, "AP": 3.0}, {"step": 1, "AP": 4.0}], "AP")
+        [{'step': 1, 'AP': 4.0}]
 
     Args:
         records: of a log.
@@ -63,12 +73,20 @@ def latest(records: Iterable[Record], key: str, *also: str) -> list[Record]:
 
 
 def has_key(records: Iterable[Record], key: str) -> bool:
-    """Whether any record has a key."""
+    """Tell whether any record has a key.
+
+    >>> has_key([{"step": 1}], "AP")
+    False
+    """
     return any(key in record for record in records)
 
 
 def keys_in(record: Mapping[str, Any], keys: Iterable[str]) -> bool:
-    """Whether a record has all of the keys."""
+    """Tell whether a record has all of the keys.
+
+    >>> keys_in({"step": 1, "epoch": 0.5}, ("step", "epoch"))
+    True
+    """
     return all(key in record for key in keys)
 
 

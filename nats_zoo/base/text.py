@@ -10,6 +10,11 @@ TABLE_WIDTH = 120
 
 
 def wrap(line: str, indent: str) -> list[str]:
+    """Break a line at TABLE_WIDTH; what follows is indented by two more.
+
+    >>> wrap("note: short", "")
+    ['note: short']
+    """
     return textwrap.wrap(
         line, TABLE_WIDTH, subsequent_indent=indent + "  ", break_long_words=False, break_on_hyphens=False
     )
@@ -64,7 +69,11 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, align:
 
 
 def card_table(title: str, values: Mapping[str, Any]) -> str:
-    """A section of a card with one row per value; nothing if there are none."""
+    """Write a section of a card with one row per value; nothing if there are none.
+
+    >>> print(card_table("Metrics", {"AP": 37.4}).splitlines()[-1])
+    | AP | 37.4 |
+    """
     if not values:
         return ""
     cells = ((key, value if isinstance(value, str) else json.dumps(value)) for key, value in values.items())
@@ -73,20 +82,40 @@ def card_table(title: str, values: Mapping[str, Any]) -> str:
 
 
 def table_row(*cells: str) -> str:
-    """A row of a table in Markdown."""
+    """Write a row of a table in Markdown.
+
+    >>> table_row("a|b", "two\\nlines")
+    '| a\\\\|b | two lines |'
+    """
     return f"| {' | '.join(map(cell, cells))} |"
 
 
 def code_block(text: str, language: str = "") -> str:
-    """Text as it is, in Markdown; no row of backticks in it ends the block."""
+    """Show text as it is, in Markdown; no row of backticks in it ends the block.
+
+    >>> print(code_block("nats list", "bash"))
+    ```bash
+    nats list
+    ```
+    """
     longest = max((len(found) for found in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def inline_code(value: Any) -> str:
+    """Show a value as code within a line of Markdown.
+
+    >>> inline_code("a`b")
+    "`a'b`"
+    """
     return "`" + cell(str(value)).replace("`", "'") + "`"
 
 
 def cell(text: str) -> str:
+    """Keep a text within its cell of a Markdown table.
+
+    >>> cell("two\\nlines")
+    'two lines'
+    """
     return " ".join(text.split()).replace("|", "\\|")

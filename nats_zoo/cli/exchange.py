@@ -57,7 +57,9 @@ def export(
     target = output_file(output or named.label + SUFFIXES[format])
     torch.manual_seed(0)  # of random weights
     network = in_form(named.deploy(weights, with_classifier=outputs == "logits"), form)
-    written = export_network(network, target, format, size, named.in_channels, not fixed, opset)
+    written = export_network(
+        network, target, format, size=size, in_channels=named.in_channels, dynamic=not fixed, opset=opset
+    )
     print(*describe_file(network, target, written), sep="\n")
 
 

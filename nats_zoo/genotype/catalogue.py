@@ -23,12 +23,20 @@ GENOTYPE_DIR = Path(__file__).parent / "published"
 
 
 def default_genotype(architecture: str) -> str:
-    """Name of the published genotype that a variant runs unless told otherwise; `architecture` is the plain one."""
+    """Name the published genotype that a variant runs unless told otherwise; `architecture` is the plain one.
+
+    >>> default_genotype("resnet50")
+    'resnet50_c_n16_bccd'
+    """
     if architecture not in DEFAULT_GENOTYPES:
         raise GenotypeError(f"{VARIANT_PREFIX}{architecture}: no default genotype is published yet, pass genotype=")
     return DEFAULT_GENOTYPES[architecture]
 
 
 def published_genotypes() -> list[str]:
-    """Names of the genotypes that come with the package."""
+    """List the names of the genotypes that come with the package.
+
+    >>> "resnet50_c_n16_bccd" in published_genotypes()
+    True
+    """
     return sorted(path.stem for path in GENOTYPE_DIR.glob("*.json"))

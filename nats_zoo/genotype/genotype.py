@@ -41,6 +41,10 @@ _ARCHITECTURE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 class Genotype:
     """The whole discovered scheme of one architecture. Treat its dictionaries as read-only.
 
+        >>> genotype = Genotype("resnet18", {"layer4.1.conv2": [[384, 1, 1], [128, 1, 3]]})
+        >>> genotype.dilation_shares()
+        {'layer4.1.conv2': {(1, 1): 0.75, (1, 3): 0.25}}
+
     Attributes:
         architecture: timm's name of the plain network, such as `resnet50`.
         convs: runs per convolution, keyed by the convolution's name in the plain network. The channels of a
@@ -178,7 +182,7 @@ class Genotype:
             GenotypeError: `max_dilations` is no positive integer, or a convolution has too many different dilations
                 to try all sets (9 never are, nor 20).
         """
-        merged = merge_convs(self.convs, self.gains, max_dilations, self.source)
+        merged = merge_convs(self.convs, self.gains, max_dilations=max_dilations, source=self.source)
         if merged is None:
             return self
         convs, gains, facts = merged
@@ -219,7 +223,11 @@ class Genotype:
 
 
 def method_of_networks(function: Callable[..., Genotype]) -> Callable[..., Genotype]:
-    """Decorate what `Genotype`'s method of the same name calls."""
+    """Decorate what `Genotype`'s method of the same name calls.
+
+    @method_of_networks
+    def transfer(genotype, architecture): ...
+    """
     _OF_NETWORKS[function.__name__] = function
     return function
 
@@ -238,7 +246,11 @@ def _read_provenance(read: Reader, provenance: Any) -> dict[str, Any]:
 
 
 def read_run(read: Reader, run: Any, name: str) -> Run:
-    """One run of a file, `[channels, dilation_h, dilation_w]`; `name` is the convolution's."""
+    """Read one run of a file, `[channels, dilation_h, dilation_w]`; `name` is the convolution's.
+
+    >>> read_run(Reader("mine.json", GenotypeError), [80, 1, 3], "layer2.0.conv2").dilation
+    (1, 3)
+    """
     kind = "a run [channels, dilation_h, dilation_w] of positive integers"
     limits = f"{kind}, at most {MAX_CHANNELS} channels and a dilation of {MAX_DILATION}"
     values = read.sequence(run, name, kind, 3)

@@ -16,9 +16,14 @@ MAX_STEPS = 40_000_000  # sets of dilations, times dilations, times those in a s
 
 
 def merge_convs(
-    convs: Mapping[str, Runs], gains: Mapping[str, tuple[float, ...]], max_dilations: int, source: str
+    convs: Mapping[str, Runs], gains: Mapping[str, tuple[float, ...]], *, max_dilations: int, source: str
 ) -> tuple[dict[str, Runs], dict[str, tuple[float, ...]], dict[str, Any]] | None:
-    """The runs and gains that `Genotype.merge` describes, and what its provenance says of them; None: nothing moves."""
+    """Find runs and gains as `Genotype.merge` describes, and what its provenance says of them; None: nothing moves.
+
+    >>> convs = {"conv": Runs([(9, 1, 1), (1, 1, 3)])}
+    >>> merge_convs(convs, {}, max_dilations=1, source="mine.json")[0]
+    {'conv': (Run(channels=9, dilation_h=1, dilation_w=1), Run(channels=1, dilation_h=1, dilation_w=1))}
+    """
     if type(max_dilations) is not int or max_dilations < 1:  # True is an int to Python
         raise GenotypeError(f"{source}: max_dilations must be a positive integer, found {max_dilations!r}")
     moves = {name: _moves(runs, max_dilations, f"{source}: {name}") for name, runs in convs.items()}

@@ -14,7 +14,11 @@ CONTROL_METHODS = ("uniform", "random", "shares", "shuffled")
 
 
 def origin(provenance: Mapping[str, Any]) -> str:
-    """In one line, how a genotype was found: searched (how, where, from which weights), or else what it is."""
+    """Say in one line how a genotype was found: searched (how, where, from which weights), or else what it is.
+
+    >>> origin({"method": "mixture", "space": "C", "groups": 16})
+    'searched: mixture, space C, 16 groups'
+    """
     method = provenance.get("method")
     if method == "transfer":
         source = provenance.get("source_genotype") or provenance.get("source_architecture") or "another network"
@@ -48,7 +52,11 @@ def _merged(provenance: Mapping[str, Any]) -> str:
 
 
 def provenance_lines(provenance: Mapping[str, Any], indent: str = "") -> list[str]:
-    """A genotype's provenance as text, one fact per line; a transferred one's source follows, indented."""
+    """Write a genotype's provenance as text, one fact per line; a transferred one's source follows, indented.
+
+    >>> provenance_lines({"method": "mixture", "seed": 0})
+    ['method: mixture', 'seed: 0']
+    """
     lines = []
     for key, value in provenance.items():
         if isinstance(value, Mapping):
@@ -59,7 +67,11 @@ def provenance_lines(provenance: Mapping[str, Any], indent: str = "") -> list[st
 
 
 def genotype_origin(genotype: Genotype) -> str:
-    """A sentence for a card that says whether the genotype was searched for this network."""
+    """Say in a card's sentence whether the genotype was searched for this network.
+
+    >>> genotype_origin(Genotype("resnet18", {}, provenance={"method": "mixture"}))
+    'A search chose them (`mixture`).'
+    """
     provenance = genotype.provenance
     method = provenance.get("method")
     if method == "transfer":

@@ -25,7 +25,8 @@ class Dilation(NamedTuple):
     height: int
     width: int
 
-    __repr__ = tuple.__repr__
+    def __repr__(self) -> str:
+        return tuple.__repr__(self)
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}"

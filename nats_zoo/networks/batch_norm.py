@@ -17,6 +17,9 @@ def recalibrate_bn(model: nn.Module, loader: Iterable) -> nn.Module:
     Another dilation changes a convolution's output statistics. Each batch is normalised by its own statistics while
     their cumulative average (equal weight per batch) is taken; nothing else is trained.
 
+        >>> model = timm.create_model("nats_resnet50.tv_in1k", pretrained=True)
+        >>> recalibrate_bn(model, loader)
+
     Args:
         model: called as `model(images)`; its batch norms must be live (not frozen modules).
         loader: batches of images (N, C, H, W), or tuples that begin with one. All of them are used.
@@ -44,7 +47,11 @@ def recalibrate_bn(model: nn.Module, loader: Iterable) -> nn.Module:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every module gets its own mode back: frozen ones stay so while the rest trains."""
+    """Evaluate for a while; every module gets its own mode back: frozen ones stay so while the rest trains.
+
+    >>> with evaluation_mode(model):
+    ...     logits = model(images)
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -32,7 +32,10 @@ _FOLDABLE = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 
 
 class NatsBasicBlock(BasicBlock):
-    """timm's BasicBlock with a deployment form. conv2's channels keep their order: they are the block's output."""
+    """timm's BasicBlock with a deployment form. conv2's channels keep their order: they are the block's output.
+
+    >>> deployed = timm.utils.reparameterize_model(timm.create_model("nats_resnet18").eval())
+    """
 
     is_deployed = False
 
@@ -56,7 +59,10 @@ class NatsBasicBlock(BasicBlock):
 
 
 class NatsBottleneck(Bottleneck):
-    """timm's Bottleneck with a deployment form. In a grouped conv2 whole cardinality groups move, inputs and all."""
+    """timm's Bottleneck with a deployment form. In a grouped conv2 whole cardinality groups move, inputs and all.
+
+    >>> deployed = timm.utils.reparameterize_model(timm.create_model("nats_resnet50").eval())
+    """
 
     is_deployed = False
 
@@ -86,6 +92,9 @@ class NatsRepVggBlock(RepVggBlock):
     """timm's RepVggBlock, whose branches become one convolution that keeps conv_kxk's dilations.
 
     The 1x1 and the identity branch add to the centre tap, which lies in the same place at every dilation.
+
+        >>> model = timm.create_model("nats_any", architecture="repvgg_a0", genotype="mine.json")
+        >>> deployed = timm.utils.reparameterize_model(model.eval())
     """
 
     def reparameterize(self) -> None:
@@ -110,12 +119,19 @@ _RELEASED = {ours: timms for timms, ours in _ADOPTED.items()}
 
 
 def adopt_blocks(model: nn.Module) -> None:
-    """Give timm's blocks of a network, those that are known here, their deployment form."""
+    """Give timm's blocks of a network, those that are known here, their deployment form.
+
+    >>> adopt_blocks(model)
+    >>> deployed = timm.utils.reparameterize_model(model)
+    """
     _change_classes(model, _ADOPTED)
 
 
 def release_blocks(model: nn.Module) -> None:
-    """Undo `adopt_blocks`."""
+    """Undo `adopt_blocks`.
+
+    >>> release_blocks(model)
+    """
     _change_classes(model, _RELEASED)
 
 
@@ -141,12 +157,20 @@ def in_form(model: nn.Module, form: Form) -> nn.Module:
 
 
 def is_deployed(model: nn.Module) -> bool:
-    """Whether any part of a network is in deployment form, so that its weights are no plain network's any more."""
+    """Tell whether any part of a network is in deployment form: its weights are no plain network's any more.
+
+    >>> is_deployed(timm.create_model("nats_resnet18"))
+    False
+    """
     return any(getattr(module, "is_deployed", False) for module in model.modules())
 
 
 def has_deployment_form(block: nn.Module) -> bool:
-    """Whether `adopt_blocks` knows this block, or did already."""
+    """Tell whether `adopt_blocks` knows this block, or did already.
+
+    >>> has_deployment_form(timm.create_model("resnet18").layer1[0])
+    True
+    """
     return type(block) in _ADOPTED or type(block) in _RELEASED
 
 

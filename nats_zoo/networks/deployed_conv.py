@@ -41,6 +41,9 @@ class _Part(NamedTuple):
 class DeployedConv2d(nn.Module):
     """What a RegroupedConv2d computes, for inference only: gains folded, kernels stored as they are used.
 
+        >>> conv = RegroupedConv2d(8, 64, 3, padding=1, runs=[(48, 1, 1), (16, 1, 3)])
+        >>> deployed = DeployedConv2d(*conv.plain_kernel(), conv.runs, conv.stride, conv.padding, conv.dilation)
+
     Args:
         weight: (out_channels, in_channels, kh, kw), gains applied.
         bias: (out_channels,) or None.
@@ -71,7 +74,8 @@ class DeployedConv2d(nn.Module):
         super().__init__()
         self.runs = Runs(runs)
         geometry = Geometry((weight.shape[2], weight.shape[3]), stride, padding, dilation)
-        parts = _parts(self.runs)
+        own = self.runs.per_channel()
+        parts = [_Part(d, [c for c, of in enumerate(own) if of == d]) for d in sorted(set(own), key=sort_key)]
         groups = list(_share_columns(parts, geometry)) if share_columns else [[part] for part in parts]
         self.steps = nn.ModuleList(_build_step(group, weight, bias, geometry) for group in groups)
         self._sizes, self._order = _plan_order([[c for part in group for c in part.channels] for group in groups])
@@ -211,14 +215,12 @@ def _sum_of_shifted_rows(images: list[Tensor], channels: int, additions: list[_A
 
 
 def sort_key(dilation: Dilation) -> tuple[int, int]:
-    """Channels in this order of their dilations have nothing to be put back in order."""
+    """Key of the order of dilations in which channels need not be put back in order.
+
+    >>> sorted([(1, 3), (3, 1), (1, 1)], key=sort_key)
+    [(1, 1), (3, 1), (1, 3)]
+    """
     return dilation[1], dilation[0]
-
-
-def _parts(runs: Runs) -> list[_Part]:
-    """The channels of each dilation, in the order of `sort_key`."""
-    own = runs.per_channel()
-    return [_Part(d, [c for c, found in enumerate(own) if found == d]) for d in sorted(set(own), key=sort_key)]
 
 
 def _share_columns(parts: list[_Part], geometry: Geometry) -> Iterator[list[_Part]]:

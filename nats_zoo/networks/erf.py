@@ -44,6 +44,9 @@ _GATES = {
 class ErfExtent(NamedTuple):
     """How large a receptive field is, in pixels.
 
+        >>> print(erf_radius(field))
+        90% within a radius of 61 pixels, standard deviation 29 high, 31 wide
+
     Attributes:
         radius: of the circle around the centre that holds `share` of the total.
         share: in 0..1.
@@ -74,7 +77,7 @@ class ErfExtent(NamedTuple):
 
 
 def effective_receptive_field(
-    model: nn.Module, size: int | tuple[int, int] = 512, in_channels: int = 3, level: int = -1
+    model: nn.Module, size: int | tuple[int, int] = 512, in_channels: int = 3, *, level: int = -1
 ) -> Tensor:
     """|d y / d x| of the neuron at the centre of a network's output map, on an input of ones.
 
@@ -84,6 +87,10 @@ def effective_receptive_field(
     image by definition; batch norms are in evaluation mode. Max pooling becomes average pooling: an input of ones is
     all ties, among which the maximum would follow one arbitrary path. Layer norms, and attention that holds
     convolutions, stay.
+
+        >>> network = timm.create_model("nats_resnet50", features_only=True)
+        >>> effective_receptive_field(network, 512).shape
+        torch.Size([512, 512])
 
     Args:
         model: called with images (1, in_channels, H, W); returns a map (1, C, h, w) or a list of maps, as a timm
@@ -101,7 +108,7 @@ def effective_receptive_field(
     """
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
-        raise NatsError(f"size: expected 1 pixel or more on each side, got {height} x {width}")
+        raise NatsError(f"size: expected 1 pixel or more on each side, found {height} x {width}")
     linear = _linearised(model)
     device = next((parameter.device for parameter in linear.parameters()), torch.device("cpu"))
     images = torch.ones(1, in_channels, height, width, device=device, requires_grad=True)
@@ -109,7 +116,7 @@ def effective_receptive_field(
         output = linear(images)
         output = output if isinstance(output, Tensor) else output[level]
         if output.ndim != 4:
-            raise NatsError(f"receptive field: expected a map (1, C, H, W) from the network, got {tuple(output.shape)}")
+            raise NatsError(f"receptive field: expected a map (1, C, H, W), found {tuple(output.shape)}")
         centre = output[0, :, output.shape[2] // 2, output.shape[3] // 2].sum()
         (gradient,) = torch.autograd.grad(centre, images)
     field = gradient[0].abs().sum(0)
@@ -120,9 +127,11 @@ def effective_receptive_field(
 
 
 def plain_and_nats_fields(
-    network: nn.Module, size: int | tuple[int, int] = 512, in_channels: int = 3, level: int = -1
+    network: nn.Module, size: int | tuple[int, int] = 512, in_channels: int = 3, *, level: int = -1
 ) -> tuple[Tensor, Tensor]:
-    """The effective receptive fields of the plain network and of the regrouped one, with the same weights.
+    """Compute the effective receptive fields of the plain network and of the regrouped one, with the same weights.
+
+        >>> plain, nats = plain_and_nats_fields(timm.create_model("nats_resnet50", features_only=True), level=3)
 
     Args:
         network: a regrouped network, not in deployment form; it is left as it is.
@@ -132,7 +141,7 @@ def plain_and_nats_fields(
         Both fields (H, W), the plain one first.
     """
     plain = to_plain(copy.deepcopy(network))
-    first, second = (effective_receptive_field(model, size, in_channels, level) for model in (plain, network))
+    first, second = (effective_receptive_field(model, size, in_channels, level=level) for model in (plain, network))
     return first, second
 
 
@@ -142,11 +151,16 @@ def erf_radius(field: Tensor, share: float = SHARE) -> ErfExtent:
     The radius is that of the smallest circle around the field's centre of gravity that holds `share` of its sum, each
     pixel counted at its middle. For a Gaussian of standard deviation s it is s * sqrt(-2 ln(1 - share)): 2.15 s at 90%.
 
+        >>> round(erf_radius(torch.ones(1, 3), share=0.9).radius)
+        1
+
     Args:
         field: non-negative, (H, W).
         share: in 0..1.
     """
     weight = field.double() / field.double().sum()
+    height, width = weight.shape
+    top, left = height // 16, width // 16
     rows, columns = (torch.arange(n, dtype=torch.float64, device=field.device) + 0.5 for n in field.shape)
     per_row, per_column = weight.sum(1), weight.sum(0)
     y, x = (per_row @ rows).item(), (per_column @ columns).item()
@@ -160,14 +174,8 @@ def erf_radius(field: Tensor, share: float = SHARE) -> ErfExtent:
         height=math.sqrt(per_row @ (rows - y) ** 2),
         width=math.sqrt(per_column @ (columns - x) ** 2),
         centre=(y, x),
-        border=_border_share(weight),
+        border=max(0.0, 1 - weight[top : height - top, left : width - left].sum().item()),
     )
-
-
-def _border_share(weight: Tensor) -> float:
-    rows, columns = (size // 16 for size in weight.shape)
-    inner = weight[rows : weight.shape[0] - rows, columns : weight.shape[1] - columns]
-    return max(0.0, 1 - inner.sum().item())
 
 
 def _linearised(model: nn.Module) -> nn.Module:

@@ -54,6 +54,9 @@ Runner = Callable[[Tensor], Sequence[Tensor]]
 class Written(NamedTuple):
     """What a written file takes, and what it was checked on.
 
+        >>> export(model, "network.onnx").step
+        1
+
     Attributes:
         step: height and width may be any multiples of it, 1 or 32, from 64 pixels, in any batch; None: one size only.
         shapes: of the batches on which its outputs were compared with the network's; empty: of none.
@@ -69,12 +72,17 @@ def export(
     model: nn.Module,
     path: str | os.PathLike,
     format: Format = "onnx",
+    *,
     size: int | tuple[int, int] = 224,
     in_channels: int = 3,
     dynamic: bool = True,
     opset: int | None = None,
 ) -> Written:
     """Write a network as one file, in evaluation mode and as it is: see `timm.utils.reparameterize_model` before.
+
+        >>> model = timm.create_model("nats_resnet50", features_only=True)
+        >>> export(timm.utils.reparameterize_model(model.eval()), "network.onnx", size=512).shapes
+        [(2, 3, 512, 512), (1, 3, 544, 576)]
 
     Args:
         model: called with images (N, in_channels, H, W); returns a tensor or a list of them, such as a timm network
@@ -96,7 +104,7 @@ def export(
     """
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < SMALLEST_SIDE:
-        raise NatsError(f"size: expected at least {SMALLEST_SIDE} pixels on each side, got {height} x {width}")
+        raise NatsError(f"size: expected at least {SMALLEST_SIDE} pixels on each side, found {height} x {width}")
     _check_options(format, dynamic, opset)
     if format == "torch" and Path(path).suffix != SUFFIXES["torch"]:
         raise NatsError(f"{path}: torch loads a program from files whose name ends in .pt2 only")
@@ -111,7 +119,11 @@ def export(
 
 
 def output_names(model: nn.Module) -> list[str]:
-    """What a network's outputs are called in a file: `stride4`, `stride8`, ... for feature maps, else `logits`."""
+    """Name a network's outputs in a file: `stride4`, `stride8`, ... for feature maps, else `logits`.
+
+    >>> output_names(timm.create_model("resnet18"))
+    ['logits']
+    """
     info = getattr(model, "feature_info", None)
     if info is None or not hasattr(info, "reduction"):  # the plain list of a network that returns no maps
         return ["logits"]
@@ -119,7 +131,11 @@ def output_names(model: nn.Module) -> list[str]:
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """What a file's user has to know: outputs, the images' mean and standard deviation, the genotype's fingerprint."""
+    """Say what a file's user has to know: outputs, the images' mean and deviation, the genotype's fingerprint.
+
+    >>> describe(timm.create_model("nats_resnet18"))["outputs"]
+    ['logits']
+    """
     cfg = getattr(model, "pretrained_cfg", None) or {}
     genotype = getattr(model, "genotype", None)
     facts = {
@@ -134,7 +150,10 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 
 def describe_file(model: nn.Module, path: str | os.PathLike, written: Written) -> list[str]:
-    """What to tell who asked for a file: what it takes and gives, and how it was checked."""
+    """Tell who asked for a file what it takes and gives, and how it was checked.
+
+    >>> print(*describe_file(model, "network.onnx", export(model, "network.onnx")), sep="\\n")
+    """
     facts = describe(model)
     lines = [f"{path}: {Path(path).stat().st_size / 1e6:.1f} MB, {INPUT_NAME} -> {', '.join(facts['outputs'])}"]
     if written.step is not None:
@@ -153,7 +172,11 @@ def describe_file(model: nn.Module, path: str | os.PathLike, written: Written) -
 
 
 def format_of(path: str | os.PathLike) -> Format:
-    """The format that a file's suffix stands for; NatsError names the suffixes if it is another one."""
+    """Find the format that a file's suffix stands for; NatsError names the suffixes if it is another one.
+
+    >>> format_of("network.pt2")
+    'torch'
+    """
     for format, suffix in SUFFIXES.items():
         if Path(path).suffix == suffix:
             return format
@@ -185,7 +208,7 @@ def choose_form(runtime: str | None, format: Format | Literal["auto"], deploy: b
 
 def _check_options(format: str, dynamic: bool, opset: int | None) -> None:
     if format not in SUFFIXES:
-        raise NatsError(f"format: expected one of {', '.join(SUFFIXES)}, got {format!r}")
+        raise NatsError(f"format: expected one of {', '.join(SUFFIXES)}, found {format!r}")
     if opset is not None and format != "onnx":
         raise NatsError(f"opset: is for the format 'onnx', not for {format!r}")
     if not dynamic and format == "torchscript":
@@ -264,7 +287,7 @@ def _trace_program(model: nn.Module, images: Tensor, dynamic: bool) -> tuple[tor
             raise
         if any(side % COARSE_STEP for side in images.shape[2:]):
             raise NatsError(
-                f"size: this network needs multiples of {COARSE_STEP}, got {list(images.shape[2:])}"
+                f"size: this network needs multiples of {COARSE_STEP}, found {list(images.shape[2:])}"
             ) from error
         return torch.export.export(model, (images,), dynamic_shapes=_dynamic_shapes(COARSE_STEP)), COARSE_STEP
 

@@ -13,7 +13,11 @@ MAX_SPLIT = 32
 
 
 class Geometry(NamedTuple):
-    """Where a plain convolution's taps lie, by axis (height, width), and where they lie at another dilation."""
+    """Where a plain convolution's taps lie, by axis (height, width), and where they lie at another dilation.
+
+    >>> Geometry((3, 3), (1, 1), (1, 1), (1, 1)).padding_at((1, 3))
+    (1, 3)
+    """
 
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
@@ -21,7 +25,7 @@ class Geometry(NamedTuple):
     dilation: tuple[int, int]
 
     def padding_at(self, dilation: Dilation, name: str = "convolution") -> tuple[int, int]:
-        """What keeps output size and tap centre; GenotypeError, naming the convolution, where no padding does."""
+        """Find what keeps output size and tap centre; GenotypeError, naming the convolution, where no padding does."""
         rows, columns = (
             p + halved((d - 1) * d0 * (k - 1), name)
             for p, d, d0, k in zip(self.padding, dilation, self.dilation, self.kernel_size, strict=True)
@@ -29,16 +33,20 @@ class Geometry(NamedTuple):
         return rows, columns
 
     def dilation_at(self, dilation: Dilation) -> tuple[int, int]:
-        """A run's dilation multiplies the convolution's own."""
+        """Multiply the convolution's own dilation with a run's."""
         return dilation[0] * self.dilation[0], dilation[1] * self.dilation[1]
 
     def centres_rows(self) -> bool:
-        """Whether the kernel's central row reads, for output row i, input row stride * i, and reads them all."""
+        """Tell whether the kernel's central row reads, for output row i, input row stride * i, and reads them all."""
         return 2 * self.padding[0] == (self.kernel_size[0] - 1) * self.dilation[0]
 
 
 def split_channels(tensor: Tensor, sizes: list[int], dim: int = 1, most: int = MAX_SPLIT) -> list[Tensor]:
-    """Views of a tensor, cut into `sizes` along `dim`."""
+    """Cut a tensor into views of `sizes` along `dim`.
+
+    >>> [part.shape[1] for part in split_channels(torch.zeros(1, 5, 2, 2), [2, 3])]
+    [2, 3]
+    """
     # Splits and no slices: a split's backward is one concatenation, that of n slices is n zero-filled tensors. Its
     # result is indexed and not iterated over, which fx could not trace. Concatenating, unlike an index_select,
     # keeps the images channels_last.
@@ -56,11 +64,20 @@ def split_channels(tensor: Tensor, sizes: list[int], dim: int = 1, most: int = M
 
 
 def halved(total: int, name: str) -> int:
+    """Halve what a padding grows by; GenotypeError, naming the convolution, where it is odd.
+
+    >>> halved(4, "conv1")
+    2
+    """
     if total % 2:
         raise GenotypeError(f"{name}: its padding would have to grow by {total}/2 on each side, no whole number")
     return total // 2
 
 
 def argsort(values: Sequence[int]) -> list[int]:
-    """Indices that sort the values; of a permutation of 0..n-1, where each of them stands."""
+    """List the indices that sort the values; of a permutation of 0..n-1, where each of them stands.
+
+    >>> argsort([2, 0, 1])
+    [1, 2, 0]
+    """
     return sorted(range(len(values)), key=values.__getitem__)

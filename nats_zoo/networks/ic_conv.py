@@ -17,7 +17,10 @@ from .timm_network import meta_network
 
 @method_of_networks
 def from_ic_conv(path: str | os.PathLike, architecture: str) -> Genotype:
-    """See `Genotype.from_ic_conv`."""
+    """See `Genotype.from_ic_conv`.
+
+    >>> from_ic_conv("r50.json", "resnet50").save("mine.json")
+    """
     patterns = read_json(path, GenotypeError, MAX_FILE_BYTES)
     sizes = _stage_convs_3x3(architecture, str(path))
     if not isinstance(patterns, list) or len(patterns) != len(sizes):

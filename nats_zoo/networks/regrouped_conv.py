@@ -33,6 +33,10 @@ class RegroupedConv2d(nn.Conv2d):
     padding grows by (d - 1) * d0 * (k - 1) / 2 for a run's dilation d and the convolution's own dilation d0, which d
     multiplies. With one dilation only it is one convolution.
 
+        >>> conv = RegroupedConv2d(3, 8, 3, padding=1, runs=[(6, 1, 1), (2, 1, 3)])
+        >>> conv(torch.zeros(1, 3, 16, 16)).shape
+        torch.Size([1, 8, 16, 16])
+
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as for `nn.Conv2d`; padding
             as numbers, zeros only.
@@ -82,9 +86,10 @@ class RegroupedConv2d(nn.Conv2d):
         self.runs = Runs(runs)
         self.gains = tuple(gains) if gains is not None and any(gain != 1.0 for gain in gains) else None
         _check_runs(self, self.runs, name)
-        _check_gains(gains, self.runs, name)
+        if gains is not None and len(gains) != len(self.runs):
+            raise GenotypeError(f"{name}: {len(gains)} gains for {len(self.runs)} runs, expected one per run")
         pieces = self.runs.merged()
-        self._branches = _plan_branches(self, pieces, name)
+        self._branches = [_plan_branch(self, dilation, pieces, name) for dilation in pieces.counts()]
         self._sizes = [piece.channels for piece in pieces]
         self._in_sizes = [n * self.in_channels // self.out_channels for n in self._sizes] if groups > 1 else []
         self._order = argsort([piece for branch in self._branches for piece in branch.pieces])
@@ -205,7 +210,11 @@ class RegroupedConv2d(nn.Conv2d):
 
 @register_notrace_module  # its padding depends on the input's size, which fx can not follow
 class RegroupedConv2dSame(RegroupedConv2d):
-    """RegroupedConv2d with timm's Conv2dSame padding: computed from the input's size, then grown per dilation."""
+    """RegroupedConv2d with timm's Conv2dSame padding: computed from the input's size, then grown per dilation.
+
+    >>> type(RegroupedConv2d.from_conv(Conv2dSame(3, 8, 3, stride=2), [(8, 1, 3)])).__name__
+    'RegroupedConv2dSame'
+    """
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, branch: _Branch) -> Tensor:
         rows = get_same_padding(x.shape[2], self.kernel_size[0], self.stride[0], self.dilation[0])
@@ -227,7 +236,11 @@ def _gather(tensor: Tensor, sizes: list[int], branches: list[_Branch], dim: int)
 
 
 def can_regroup(module: nn.Module) -> bool:
-    """Whether a module is a convolution that `RegroupedConv2d.from_conv` takes, with taps that a dilation moves."""
+    """Tell whether `RegroupedConv2d.from_conv` takes a module, and a dilation moves its taps.
+
+    >>> can_regroup(nn.Conv2d(3, 8, 3)), can_regroup(nn.Conv2d(3, 8, 1))
+    (True, False)
+    """
     if not (type(module) in (nn.Conv2d, Conv2dSame) or isinstance(module, RegroupedConv2d)):
         return False
     is_odd = all(k % 2 == 1 for k in module.kernel_size)
@@ -267,16 +280,6 @@ def _check_runs(conv: nn.Conv2d, runs: Runs, name: str) -> None:
             raise GenotypeError(
                 f"{name}: a run ends at channel {stop}, inside a cardinality group; expected a multiple of {per_group}"
             )
-
-
-def _check_gains(gains: Sequence[float] | None, runs: Runs, name: str) -> None:
-    if gains is not None and len(gains) != len(runs):
-        raise GenotypeError(f"{name}: {len(gains)} gains for {len(runs)} runs, expected one per run")
-
-
-def _plan_branches(conv: RegroupedConv2d, pieces: Runs, name: str) -> list[_Branch]:
-    dilations = dict.fromkeys(piece.dilation for piece in pieces)  # in order of appearance
-    return [_plan_branch(conv, dilation, pieces, name) for dilation in dilations]
 
 
 def _plan_branch(conv: RegroupedConv2d, dilation: Dilation, pieces: Runs, name: str) -> _Branch:

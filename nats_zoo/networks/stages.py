@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
 from typing import Any
 
 import timm
@@ -22,7 +21,10 @@ _WRAPPER_PREFIXES = ("", "body.", "model.", "graph_module.")
 
 
 def searchable_convs(model: nn.Module) -> dict[int, list[str]]:
-    """The convolutions that can be regrouped, by stage.
+    """List the convolutions that can be regrouped, by stage.
+
+        >>> searchable_convs(timm.create_model("resnet18"))[4]
+        ['layer4.0.conv1', 'layer4.0.conv2', 'layer4.1.conv1', 'layer4.1.conv2']
 
     Stages come from timm's `feature_info`: the map at stride 4 is that of stage 1 (ResNet's layer1), stride 8 of
     stage 2, stride 16 of stage 3, stride 32 of stage 4; stage 0 and below is the stem. With `output_stride` the later
@@ -115,7 +117,9 @@ def _place(module: str, places: Mapping[str, int]) -> str | None:
 @torch.no_grad()
 def _stages_by_size(model: nn.Module, info: list[Mapping]) -> dict[str, int]:
     """Stage of each convolution by the size of the map that it gives, seen in one pass without data."""
-    probe = _on_meta(model).eval()
+    meta = {tensor: torch.empty_like(tensor, device="meta") for tensor in model.buffers()}
+    meta |= {p: nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in model.parameters()}
+    probe = copy.deepcopy(model, {id(tensor): empty for tensor, empty in meta.items()}).eval()  # no copy of the weights
     images = _probe_images(probe)
     widths = {stage: images.shape[-1] // entry["reduction"] for stage, entry in _numbered(info)}
     stage_of: dict[str, int] = {}
@@ -133,17 +137,6 @@ def _stages_by_size(model: nn.Module, info: list[Mapping]) -> dict[str, int]:
     return stage_of
 
 
-def _on_meta(model: nn.Module) -> nn.Module:
-    """A copy on the meta device, without copying the weights first."""
-    tensors = chain(model.parameters(), model.buffers())
-    return copy.deepcopy(model, {id(tensor): _meta_like(tensor) for tensor in tensors})
-
-
-def _meta_like(tensor: Tensor) -> Tensor:
-    meta = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
-
-
 def _probe_images(model: nn.Module) -> Tensor:
     """One image as the network takes it, on the meta device."""
     conv = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
@@ -153,14 +146,21 @@ def _probe_images(model: nn.Module) -> Tensor:
 
 
 def split_stage(conv: str) -> tuple[str, str]:
-    """`layer2.0.conv2` -> (`layer2`, `0.conv2`): a stage's name ends with the first part that ends with a digit."""
+    """Split a convolution's name behind its stage: a stage's name ends with the first part that ends with a digit.
+
+    >>> split_stage("layer2.0.conv2")
+    ('layer2', '0.conv2')
+    """
     parts = conv.split(".")
     end = next((i for i, part in enumerate(parts[:-1], start=1) if part[-1:].isdigit()), 0)
     return ".".join(parts[:end]), ".".join(parts[end:])
 
 
 def genotype_stages(genotype: Genotype) -> dict[str, list[str]]:
-    """The genotype's convolutions by the title of their stage, both in order of appearance.
+    """List a genotype's convolutions by the title of their stage, both in order of appearance.
+
+        >>> genotype_stages(Genotype("resnet18", {"layer4.1.conv2": [[512, 1, 3]]}))
+        {'layer4': ['layer4.1.conv2']}
 
     Stages are read off the convolutions' names (`layer2`, `s2`, `blocks.2`); where those tell none (VGG's
     `features.5`), they are timm's.

@@ -27,7 +27,10 @@ class _Conv(NamedTuple):
 
 @method_of_networks
 def transfer(genotype: Genotype, architecture: str) -> Genotype:
-    """See `Genotype.transfer`."""
+    """See `Genotype.transfer`.
+
+    >>> transfer(Genotype.load("resnet50.json"), "resnet101").save("resnet101.json")
+    """
     source = meta_network(genotype.architecture, what=genotype.source, error=GenotypeError)
     target = meta_network(architecture, what=genotype.source, error=GenotypeError)
     source_stages, target_stages = _blocks(source), _blocks(target)

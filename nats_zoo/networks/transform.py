@@ -21,6 +21,8 @@ def transform(model: nn.Module, genotype: Genotype) -> nn.Module:
     Weights stay where they are: the state dict's keys and shapes do not change. timm's ResNet and RepVGG blocks become
     subclasses of themselves with a deployment form, for `timm.utils.reparameterize_model`. `to_plain` undoes it all.
 
+        >>> model = transform(timm.create_model("regnety_032"), Genotype.load("mine.json"))
+
     Args:
         model: a timm network (before `features_only` wrapping, which renames convolutions in some), or any module
             whose convolutions bear the genotype's names.
@@ -51,6 +53,9 @@ def transform(model: nn.Module, genotype: Genotype) -> nn.Module:
 def to_plain(model: nn.Module) -> nn.Module:
     """Undo `transform`, in place: the plain network with the same weights. Gains, which are no weights, are dropped.
 
+        >>> type(to_plain(timm.create_model("nats_resnet18")).layer4[1].conv2).__name__
+        'Conv2d'
+
     Returns:
         The same model.
 
@@ -68,7 +73,11 @@ def to_plain(model: nn.Module) -> nn.Module:
 
 
 def architecture_of(model: nn.Module) -> str | None:
-    """timm's name of the plain network, or None for a network that timm did not build."""
+    """Find timm's name of the plain network, or None for a network that timm did not build.
+
+    >>> architecture_of(timm.create_model("nats_resnet18"))
+    'resnet18'
+    """
     genotype = getattr(model, "genotype", None)
     if isinstance(genotype, Genotype):  # timm calls a network of any architecture nats_any
         return genotype.architecture
@@ -78,7 +87,10 @@ def architecture_of(model: nn.Module) -> str | None:
 
 
 def check_architecture(genotype: Genotype, architecture: str) -> None:
-    """Raise GenotypeError unless the genotype is for this (plain) architecture."""
+    """Raise GenotypeError unless the genotype is for this (plain) architecture.
+
+    >>> check_architecture(Genotype("resnet18", {}), "resnet18")
+    """
     if genotype.architecture != architecture:
         raise GenotypeError(
             f"{genotype.source}: the genotype is for the architecture {genotype.architecture!r}, the model is"
@@ -117,7 +129,10 @@ def _refuse_regrouped(modules: dict[str, nn.Module], genotype: Genotype) -> None
 
 
 def refuse_foreign_hooks(modules: Mapping[str, nn.Module], name: str, where: str) -> None:
-    """Raise GenotypeError if a convolution lies in a block that would rebuild it for deployment, without dilations."""
+    """Raise GenotypeError if a convolution lies in a block that would rebuild it for deployment, without dilations.
+
+    >>> refuse_foreign_hooks(dict(model.named_modules()), "layer4.1.conv2", "mine.json: layer4.1.conv2")
+    """
     owner = name
     while "." in owner:
         owner = owner.rpartition(".")[0]

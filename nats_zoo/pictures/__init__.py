@@ -9,7 +9,10 @@ from ..genotype.genotype import Genotype
 
 
 def save_chart(genotype: Genotype, path: str | os.PathLike) -> None:
-    """Draw the genotype as for a model card: a PNG file."""
+    """Draw the genotype as for a model card: a PNG file.
+
+    >>> save_chart(Genotype.load("mine.json"), "mine.png")
+    """
     from .genotype_chart import genotype_chart
 
     genotype_chart(genotype, path)

@@ -21,6 +21,9 @@ def erf_picture(
 ) -> None:
     """Draw two effective receptive fields side by side, on one colour scale, each with its radius.
 
+        >>> plain, nats = plain_and_nats_fields(timm.create_model("nats_resnet50", features_only=True))
+        >>> erf_picture(plain, nats, "erf.png", title="ResNet-50 at random weights")
+
     Colours show the share of |gradient| per pixel; each field adds up to 1. They follow the square root, so that the
     tails show, and end at the 99.9th percentile of both. The circle is that of `erf.erf_radius`; the plain one is
     repeated, dashed, in the second picture. A field that the image is too small for is said to be cut.

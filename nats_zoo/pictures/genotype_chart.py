@@ -29,13 +29,17 @@ TALL_RAMP = LinearSegmentedColormap.from_list("tall", ["#ffbf66", "#e0690c", "#6
 def genotype_chart(genotype: Genotype, path: str | os.PathLike) -> None:
     """Draw the share of each dilation in each convolution: one stacked bar per convolution, grouped by stage.
 
+        >>> genotype_chart(Genotype.load("mine.json"), "mine.png")
+
     Args:
         genotype: what to draw; convolutions it does not name are left out.
         path: the PNG file.
     """
     stages = genotype_stages(genotype)
     places = _bar_places(stages)
-    overall = _overall_shares(genotype)
+    counts = genotype.all_runs().counts()
+    stacked = sorted(counts, key=lambda d: (KINDS.index(d.kind()), d))  # kind by kind, each by size
+    overall = {dilation: counts[dilation] / counts.total() for dilation in stacked}
     bars = 1 + max(places.values(), default=0)
     bar_width = min(WIDEST_BAR, max(NARROWEST_BAR, BARS_WIDTH / bars))
     width = max(6.0, 2.4 + 1.2 * (_legend_columns(overall) - 1) + bar_width * bars)
@@ -51,7 +55,10 @@ def genotype_chart(genotype: Genotype, path: str | os.PathLike) -> None:
 
 
 def dilation_colour(dilation: Dilation) -> str:
-    """The colour of a dilation, the same in every picture, as `#rrggbb`.
+    """Give the colour of a dilation, the same in every picture, as `#rrggbb`.
+
+        >>> dilation_colour(Dilation(1, 1))
+        '#d9d9d9'
 
     The shade tells the larger of the two dilations, the hue the direction: grey is plain, green isotropic, blue
     wide, orange tall. Where neither dilation is 1 the hue lies between its direction's and the isotropic one.
@@ -67,15 +74,13 @@ def dilation_colour(dilation: Dilation) -> str:
     return to_hex(directed + (isotropic - directed) * (low - 1) / (high - 1))
 
 
-def _stacking_order(dilation: Dilation) -> tuple[int, Dilation]:
-    """Kind by kind, each by size."""
-    return KINDS.index(dilation.kind()), dilation
-
-
 def dilation_hatch(dilation: Dilation) -> str | None:
-    """The pattern of a dilation in bars: only those are hatched that have neither direction to themselves.
+    """Give the pattern of a dilation in bars: only those are hatched that have neither direction to themselves.
 
     Their hues lie between two others and are too near to those for some eyes.
+
+        >>> dilation_hatch(Dilation(2, 3))
+        '////'
     """
     low, high = sorted(dilation)
     return None if low in (1, high) else "////" if low == 2 else "xxxx"
@@ -91,12 +96,6 @@ def _bar_places(stages: Mapping[str, Sequence[str]]) -> dict[str, float]:
             position += 1
         position += 0.8
     return places
-
-
-def _overall_shares(genotype: Genotype) -> dict[Dilation, float]:
-    """Share of each dilation among the channels of all named convolutions, in the order of the stacks."""
-    counts = genotype.all_runs().counts()
-    return {dilation: counts[dilation] / counts.total() for dilation in sorted(counts, key=_stacking_order)}
 
 
 def _genotype_title(genotype: Genotype, max_length: int) -> str:
@@ -141,16 +140,12 @@ def _stack_bars(
 
 def _label_bars(axes: Axes, stages: Mapping[str, Sequence[str]], places: Mapping[str, float], fontsize: float) -> None:
     """Name each bar by what its convolution's name adds to the stage; what all names share goes below, once."""
-    labels, title = _short_labels([_name_in_stage(conv, stages) for conv in places])
+    split = {conv: split_stage(conv) for conv in places}
+    labels, title = _short_labels([name if stage in stages else conv for conv, (stage, name) in split.items()])
     axes.set_xlabel(title, fontsize=9)
     rotation = 90 if max(map(len, labels), default=0) > 3 else 0
     axes.set_xticks(list(places.values()), labels, fontsize=fontsize, rotation=rotation)
     axes.tick_params(axis="x", length=0)
-
-
-def _name_in_stage(conv: str, stages: Mapping[str, Sequence[str]]) -> str:
-    stage, name = split_stage(conv)
-    return name if stage in stages else conv
 
 
 def _short_labels(names: Sequence[str]) -> tuple[list[str], str]:

@@ -71,8 +71,7 @@ def profile(
     shapes = _shapes(body, list(convs), size, batch)
     wanted: dict[_Shape, dict[Dilation, None]] = {}
     for name, candidates in convs.items():
-        pairs = ((height, width) for height, width in candidates)
-        wanted.setdefault(shapes[name], {PLAIN: None}).update(dict.fromkeys(pairs))
+        wanted.setdefault(shapes[name], {PLAIN: None}).update(dict.fromkeys(Dilation(*d) for d in candidates))
     measured = {}
     for shape, dilations in tqdm(wanted.items(), desc="convolutions", leave=False, disable=None):
         measured[shape] = _measure(shape, list(dilations), placement, repeats, warmup)
@@ -291,7 +290,7 @@ def _call(shape: _Shape, dilation: Dilation, images: Tensor, placement: _Placeme
 class _Join(RegroupedConv2d):
     """What a RegroupedConv2d does beside convolving: it gathers kernels and puts outputs, here given, in order."""
 
-    def __init__(self, conv: RegroupedConv2d, outputs: Mapping[Dilation, Tensor]):
+    def __init__(self, conv: RegroupedConv2d, outputs: Mapping[tuple[int, int], Tensor]):
         shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
         super().__init__(*shape, conv.groups, conv.bias is not None, runs=conv.runs, device="meta")
         self.weight, self.bias, self.outputs = conv.weight, conv.bias, outputs

@@ -211,7 +211,7 @@ def test_every_kind_of_feature_extractor(feature_cls):
 
 def test_what_gives_no_map_is_refused():
     logits = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(NatsError, match=r"expected a map .* got \(1, 4\)"):
+    with pytest.raises(NatsError, match=r"expected a map .* found \(1, 4\)"):
         effective_receptive_field(logits, 16)
     dead = nn.Conv2d(3, 4, 3)
     nn.init.zeros_(dead.weight)

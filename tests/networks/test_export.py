@@ -209,7 +209,7 @@ def test_networks_that_take_multiples_of_32(randomise_bn, tmp_path):
     images = noise(3, 3, 160, 96)
     for found, expected in zip(run_onnx(tmp_path / "m.onnx", images), model(images), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE * expected.abs().max().item())
-    with pytest.raises(NatsError, match=r"size: this network needs multiples of 32, got \[80, 80\]"):
+    with pytest.raises(NatsError, match=r"size: this network needs multiples of 32, found \[80, 80\]"):
         export(model, tmp_path / "m.onnx", size=80)
 
 
@@ -281,9 +281,15 @@ def test_a_torch_too_old_for_onnx_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("m.onnx", dict(format="tflite"), "format: expected one of onnx, torch, torchscript, got 'tflite'"),
-        ("m.onnx", dict(size=32), "size: expected at least 64 pixels on each side, got 32 x 32"),
-        ("m.onnx", dict(size=(64, 63)), "got 64 x 63"),
+        pytest.param(
+            *("m.onnx", dict(format="tflite"), "format: expected one of onnx, torch, torchscript, found 'tflite'"),
+            id="m.onnx-options0-format: expected one of onnx, torch, torchscript, got 'tflite'",
+        ),
+        pytest.param(
+            *("m.onnx", dict(size=32), "size: expected at least 64 pixels on each side, found 32 x 32"),
+            id="m.onnx-options1-size: expected at least 64 pixels on each side, got 32 x 32",
+        ),
+        pytest.param("m.onnx", dict(size=(64, 63)), "found 64 x 63", id="m.onnx-options2-got 64 x 63"),
         pytest.param("m.onnx", dict(opset=9), NO_OPSET, marks=needs_onnx),
         ("m.pt2", dict(format="torch", opset=18), "opset: is for the format 'onnx', not for 'torch'"),
         ("m.bin", dict(format="torch"), r"m\.bin: .* ends in \.pt2"),
