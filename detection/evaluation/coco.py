@@ -77,7 +77,9 @@ class CocoEvaluation:
             self.truth = _index(_ground_truth(annotations, masks=has_masks(results)))
             counted = list(self.truth.imgs if image_ids is None else image_ids)
             _check_known(self.truth, results, counted, f"{source}: results" if source else "results")
-            self.found = _index(_detections(self.truth, results))
+            # Not COCO.loadRes, which fails on no results and writes into those it is given
+            entries = [_detection(result, number) for number, result in enumerate(results, start=1)]
+            self.found = _index({**self.truth.dataset, "annotations": entries})
             self.boxes = self._match(self.found, "bbox", counted)
             compares_masks = (not results or has_masks(results)) and has_masks(self.truth.anns.values())
             self.masks = self._match(_by_mask_area(self.found), "segm", counted) if compares_masks else None
@@ -128,11 +130,6 @@ def _countable(annotation: dict, number: int) -> dict:
     """With all that COCOeval asks for, which takes a match with id 0 for none and writes into what it gets."""
     _, _, width, height = annotation["bbox"]
     return {"area": width * height, "iscrowd": 0, **annotation, "id": number}
-
-
-def _detections(truth: COCO, results: list[dict]) -> dict:
-    """Not COCO.loadRes, which fails on no results and writes into those it gets."""
-    return {**truth.dataset, "annotations": [_detection(result, id) for id, result in enumerate(results, start=1)]}
 
 
 def _detection(result: dict, number: int) -> dict:

@@ -96,7 +96,7 @@ class ErrorSheets:
         image_id = subjects[0]["image_id"]
         crop = self._crop(image_id, [_corners(each) for each in subjects])
         if isinstance(error, Missed) or error.kind == "duplicate":
-            detections = self._detections(image_id)
+            detections = [each for each in found.imgToAnns[image_id] if each["score"] >= self.threshold]
         else:
             detections = [found.anns[error.detection]]
         left = self._panel(crop, truth, truth.imgToAnns[image_id])
@@ -105,9 +105,6 @@ class ErrorSheets:
         for offset, picture in ((0, left), (PANEL + GAP, right)):
             pair.paste(ImageOps.pad(picture, (PANEL, PANEL), color=BACKGROUND), (offset, 0))
         return Cell(pair, (self._describe(error), self.dataset.path(self.indices[image_id]).name))
-
-    def _detections(self, image_id: int) -> list[dict]:
-        return [each for each in self.evaluation.found.imgToAnns[image_id] if each["score"] >= self.threshold]
 
     def _describe(self, error: FalsePositive | Missed) -> str:
         if isinstance(error, Missed):

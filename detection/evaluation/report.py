@@ -84,14 +84,11 @@ def _measured(evaluation: COCOeval) -> list[int]:
     return np.flatnonzero((evaluation.eval["precision"][0, :, :, 0, -1] > -1).all(axis=0)).tolist()
 
 
-def _kinds(evaluation: CocoEvaluation) -> dict[str, COCOeval]:
-    return {"boxes": evaluation.boxes} | ({"masks": evaluation.masks} if evaluation.masks is not None else {})
-
-
 def _overall_curves(evaluation: CocoEvaluation) -> Figure:
     figure = Figure(figsize=(5.2, 4.6), layout="constrained")
     axes = _recall_axes(figure.add_subplot())
-    for (kind, each), colour in zip(_kinds(evaluation).items(), (BOX_COLOUR, MASK_COLOUR), strict=False):
+    kinds = (("boxes", evaluation.boxes, BOX_COLOUR), ("masks", evaluation.masks, MASK_COLOUR))
+    for kind, each, colour in (kind for kind in kinds if kind[1] is not None):
         for iou, style in ((0.5, "-"), (0.75, "--")):
             curve = _precision(each, iou)[:, _measured(each)].mean(axis=1)
             label = f"{kind}, IoU {iou:.2f}: AP {100 * curve.mean():.1f}"
@@ -134,13 +131,10 @@ def _class_curves(evaluation: CocoEvaluation) -> Figure:
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     left_out = f", the {len(shown)} of {total} classes with the lowest AP50" if total > len(shown) else ""
-    title = f"precision over recall, AP50 in percent{left_out}{_curve_legend(evaluation)}"
+    legend = "" if evaluation.masks is None else "; filled: boxes, dashed: masks"
+    title = f"precision over recall, AP50 in percent{left_out}{legend}"
     figure.text(0.35 / width, 1 - 0.1 / height, title, fontsize=9, va="top")
     return figure
-
-
-def _curve_legend(evaluation: CocoEvaluation) -> str:
-    return "" if evaluation.masks is None else "; filled: boxes, dashed: masks"
 
 
 def _class_panel(axes: Axes, evaluation: CocoEvaluation, k: int) -> None:

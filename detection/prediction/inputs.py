@@ -44,16 +44,13 @@ def _find(path: str, recursive: bool) -> list[Path]:
 
 def _images_in(folder: Path, recursive: bool) -> list[Path]:
     files = folder.rglob("*") if recursive else folder.iterdir()
-    inside = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and _is_visible(file, folder))
+    inside = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    # Nothing hidden: macOS puts ._NAME.jpg beside NAME.jpg
+    inside = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     if not inside:
         hint = "" if recursive else "; --recursive looks into the folders in it too"
         raise NatsError(f"{folder}: no images in this folder{hint}")
     return inside
-
-
-def _is_visible(file: Path, folder: Path) -> bool:
-    """No hidden file (macOS puts ._NAME.jpg beside NAME.jpg), none in a hidden folder, and no folder."""
-    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _matches(pattern: str) -> list[Path]:

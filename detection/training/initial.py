@@ -159,15 +159,11 @@ def _take_over(
 def _rows_per_class(config: DetectorConfig) -> set[str]:
     """Names of the tensors whose first axis grows with the number of classes."""
     with torch.device("meta"):
-        shapes = [
-            {key: tensor.shape for key, tensor in build_detector(_with_count(config, count)).state_dict().items()}
-            for count in (config.num_classes, config.num_classes + 1)
-        ]
+        counts = (config.num_classes, config.num_classes + 1)
+        sizes = [replace(config, num_classes=count, classes=(), category_ids=()) for count in counts]
+        states = [build_detector(size).state_dict() for size in sizes]
+        shapes = [{key: tensor.shape for key, tensor in state.items()} for state in states]
     return {key for key, shape in shapes[0].items() if shape != shapes[1][key]}
-
-
-def _with_count(config: DetectorConfig, num_classes: int) -> DetectorConfig:
-    return replace(config, num_classes=num_classes, classes=(), category_ids=())
 
 
 def _take_rows(key: str, new: Tensor, old: Tensor, num_classes: int, kept: Mapping[int, int]) -> Tensor:

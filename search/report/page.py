@@ -252,7 +252,8 @@ def _searched_facts(run: SearchRun) -> dict[str, str]:
         "data set": data,
         "detector": provenance.get("detector") or run.option("framework"),
         "mode": run.mode if run.is_sensitivity else f"{run.mode}, {run.option('level', 'bilevel')}",
-        "kernels": None if run.is_sensitivity else _kernels(run),
+        # Where the options leave them to the mode, the provenance knows.
+        "kernels": None if run.is_sensitivity else provenance.get("kernels") or run.option("kernels"),
         "batch norm": run.option("norm"),
         "space": run.option("space"),
         "groups": _groups(run),
@@ -267,11 +268,6 @@ def _backbone(run: SearchRun) -> str:
     """With its tag, unless a detector that the search started from decided it."""
     named = None if run.option("detector") else run.option("backbone")
     return named or run.genotype.architecture
-
-
-def _kernels(run: SearchRun) -> str | None:
-    """Where the options leave them to the mode, the provenance knows."""
-    return run.genotype.provenance.get("kernels") or run.option("kernels")
 
 
 def _groups(run: SearchRun) -> str:
