@@ -27,6 +27,11 @@ class BackboneWithFPN(nn.Module):
         input (N, 3, H, W); output an ordered dict of (N, out_channels, H/s, W/s) under torchvision's keys, which its
         detectors pool from: for a first stride of 4 '0' to '3' for s = 4, 8, 16, 32, and 'pool' for s = 64; for one of
         8 '0' to '2' for s = 8, 16, 32, and 'p6' and 'p7', computed from the level before, for s = 64 and 128.
+
+    Example:
+        >>> backbone = BackboneWithFPN(create_body("resnet18"))
+        >>> {key: tuple(level.shape) for key, level in backbone(torch.rand(1, 3, 64, 64)).items()}
+        {'0': (1, 256, 16, 16), '1': (1, 256, 8, 8), '2': (1, 256, 4, 4), '3': (1, 256, 2, 2), 'pool': (1, 256, 1, 1)}
     """
 
     def __init__(self, body: nn.Module, out_channels: int = 256, first_stride: int = 4):
@@ -62,6 +67,11 @@ def create_body(name: str, genotype: Genotype | None = None, weights: str | None
 
     Raises:
         NatsError: no such model, no such maps, or weights that do not fit.
+
+    Example:
+        >>> body = create_body("nats_resnet50", weights="pretrained")
+        >>> body.feature_info.reduction()
+        [4, 8, 16, 32]
     """
     if not timm.is_model(name.partition(".")[0]):
         raise NatsError(f"backbone: timm has no model {name!r}")
@@ -87,6 +97,11 @@ def freeze_stages(body: nn.Module, trainable_layers: int) -> None:
 
     Raises:
         NatsError: a network whose stages can not be told apart.
+
+    Example:
+        >>> freeze_stages(body, trainable_layers=3)
+        >>> body.layer1[0].conv1.weight.requires_grad, body.layer2[0].conv1.weight.requires_grad
+        (False, True)
     """
     if trainable_layers >= len(body.feature_info.info):
         return

@@ -109,6 +109,11 @@ class CascadePredictor(nn.Module):
 
     Shape:
         input (N, in_channels); outputs (N, num_classes) logits and (N, 4) regression.
+
+    Example:
+        >>> logits, regression = CascadePredictor(1024, num_classes=91)(torch.rand(8, 1024))
+        >>> logits.shape, regression.shape
+        (torch.Size([8, 91]), torch.Size([8, 4]))
     """
 
     def __init__(self, in_channels: int, num_classes: int):
@@ -140,6 +145,11 @@ class CascadeRoIHeads(RoIHeads):
 
     Raises:
         ValueError: not as many of each, none at all, or some of the three parts for masks but not all.
+
+    Example:
+        >>> heads = CascadeRCNN(backbone, num_classes=91).roi_heads
+        >>> heads.num_stages
+        3
     """
 
     def __init__(
@@ -294,6 +304,12 @@ def cascade_loss(logits: Tensor, regression: Tensor, labels: Tensor, wanted: Ten
 
     Returns:
         The mean cross entropy, and smooth L1 over the foreground divided by N.
+
+    Example:
+        >>> labels = torch.tensor([0, 2])
+        >>> classification, boxes = cascade_loss(torch.zeros(2, 3), torch.zeros(2, 4), labels, torch.zeros(2, 4))
+        >>> round(classification.item(), 3), boxes.item()
+        (1.099, 0.0)
     """
     foreground = labels > 0
     number = max(1, len(labels))

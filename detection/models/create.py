@@ -92,13 +92,25 @@ def create_detector(
 
 
 def build_detector(config: DetectorConfig) -> nn.Module:
-    """Build a detector of this config with random weights, to load a state dict into."""
+    """Build a detector of this config with random weights, to load a state dict into.
+
+    Example:
+        >>> detector = build_detector(read_detector_config("runs/nats/best"))
+        >>> detector.load_state_dict(load_weights("runs/nats/best/model.safetensors"))
+        <All keys matched successfully>
+    """
     genotype = None if config.genotype is None else Genotype.from_dict(config.genotype, source="config: genotype")
     return freeze(assemble(config, create_body(config.backbone, genotype)))
 
 
 def assemble(config: DetectorConfig, body: nn.Module) -> nn.Module:
-    """Put a framework's modules around a feature extractor; nothing frozen yet. Boxes stay float32 under autocast."""
+    """Put a framework's modules around a feature extractor; nothing frozen yet. Boxes stay float32 under autocast.
+
+    Example:
+        >>> detector = assemble(DetectorConfig("fcos", "resnet18", 3), create_body("resnet18"))
+        >>> detector.config.framework
+        'fcos'
+    """
     detector = build_framework(config, body)
     detector.config = config  # type: ignore[assignment]  # torch declares no attributes that are no tensors
     keep_boxes_exact(detector)
@@ -106,7 +118,11 @@ def assemble(config: DetectorConfig, body: nn.Module) -> nn.Module:
 
 
 def freeze(detector: nn.Module) -> nn.Module:
-    """Freeze the batch norms and stages that the detector's config says; statistics must be right by now."""
+    """Freeze the batch norms and stages that the detector's config says; statistics must be right by now.
+
+    Example:
+        >>> detector = freeze(assemble(DetectorConfig("fcos", "resnet18", 3, norm="frozen"), create_body("resnet18")))
+    """
     config: DetectorConfig = detector.config
     backbone = detector.backbone
     if config.norm == "frozen":
@@ -116,7 +132,13 @@ def freeze(detector: nn.Module) -> nn.Module:
 
 
 def resized_batches(detector: nn.Module, loader: Iterable) -> Iterator[Tensor]:
-    """Yield the tensors (N, 3, H, W) that the backbone sees: normalised and resized by the detector's own transform."""
+    """Yield the tensors (N, 3, H, W) that the backbone sees: normalised and resized by the detector's own transform.
+
+    Example:
+        >>> tensors = next(resized_batches(detector, [[torch.rand(3, 480, 640)]]))
+        >>> tensors.shape  # of min_size 800
+        torch.Size([1, 3, 800, 1088])
+    """
     device = next(detector.parameters()).device
     for batch in loader:
         images = batch[0] if isinstance(batch, tuple) else batch
@@ -124,7 +146,11 @@ def resized_batches(detector: nn.Module, loader: Iterable) -> Iterator[Tensor]:
 
 
 def recalibrate_backbone(detector: nn.Module, loader: Iterable) -> None:
-    """Remeasure the live batch norms of a detector's backbone; nothing to do in one without batch norm."""
+    """Remeasure the live batch norms of a detector's backbone; nothing to do in one without batch norm.
+
+    Example:
+        >>> recalibrate_backbone(detector, [[torch.rand(3, 480, 640)] for _ in range(10)])
+    """
     body = detector.backbone.body
     if any(isinstance(module, _BatchNorm) for module in body.modules()):
         recalibrate_bn(body, resized_batches(detector, loader))

@@ -111,7 +111,12 @@ def from_pretrained(
 
 
 def read_detector_config(folder: str | os.PathLike | ModelFolder) -> DetectorConfig:
-    """Read the config of a detector's folder; NatsError names the file and the key."""
+    """Read the config of a detector's folder; NatsError names the file and the key.
+
+    Example:
+        >>> read_detector_config("runs/nats/best").classes
+        ('cat', 'dog')
+    """
     folder = ModelFolder.open(folder)
     if folder.kind != DETECTOR:
         raise NatsError(f"{folder.config_path}: key 'framework' is missing, expected a detector's config")

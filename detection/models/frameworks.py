@@ -26,6 +26,11 @@ def build_framework(config: DetectorConfig, body: nn.Module) -> nn.Module:
     Args:
         config: of which the genotype and the backbone's name are not looked at.
         body: see `create_body`.
+
+    Example:
+        >>> detector = build_framework(DetectorConfig("retinanet", "resnet18", 3), create_body("resnet18"))
+        >>> type(detector).__name__
+        'RetinaNet'
     """
     backbone = BackboneWithFPN(body, config.fpn_channels, FRAMEWORKS[config.framework].first_stride)
     return _BUILDERS[config.framework](config, backbone)

@@ -55,13 +55,24 @@ def keep_boxes_exact(detector: nn.Module) -> list[RemovableHandle]:
 
     Returns:
         Handles, by which it is undone.
+
+    Example:
+        >>> handles = keep_boxes_exact(detector)
+        >>> with torch.autocast("cpu", torch.bfloat16):
+        ...     losses = detector(images, targets)
     """
     heads = [module for name, module in detector.named_modules() if HEADS.fullmatch(name)]
     return [head.register_forward_hook(_to_float32) for head in heads]
 
 
 def check_precision(precision: str, device: str) -> None:
-    """NatsError for a precision that does not exist or is not for a type of device."""
+    """NatsError for a precision that does not exist or is not for a type of device.
+
+    Example:
+        >>> check_precision("fp16", "cpu")
+        Traceback (most recent call last):
+        NatsError: precision: fp16 is not for the device 'cpu', bf16 may be
+    """
     if precision not in ("no", *DTYPES):
         raise NatsError(f"precision: {precision!r} is unknown, expected one of no, {', '.join(DTYPES)}")
     if precision == "fp16" and device == "cpu":

@@ -26,6 +26,10 @@ def pull_genotype(source: str) -> Genotype:
 
     Raises:
         NatsError: it can not be had, there is none in it, or it is malformed.
+
+    Example:
+        >>> pull_genotype("org/name@v1").source
+        'hf-hub:org/name@v1'
     """
     folder = resolve_folder(source, files=(GENOTYPE_NAME, CONFIG_NAME))
     if not is_genotype_folder(folder) and not (folder / CONFIG_NAME).is_file():
@@ -41,6 +45,10 @@ def folder_genotype(folder: Path) -> Genotype | None:
 
     Raises:
         NatsError: not such a folder, or malformed.
+
+    Example:
+        >>> folder_genotype(Path("runs/search")).architecture
+        'resnet50'
     """
     if is_genotype_folder(folder):
         return Genotype.load(folder / GENOTYPE_NAME)
@@ -93,5 +101,10 @@ def find_genotype(genotype: Genotype | Mapping | str | os.PathLike) -> Genotype:
 
 
 def is_genotype_folder(folder: str | os.PathLike) -> bool:
-    """Tell whether it is a genotype's folder, or that of a search with its result; a model's has a genotype too."""
+    """Tell whether it is a genotype's folder, or that of a search with its result; a model's has a genotype too.
+
+    Example:
+        >>> is_genotype_folder("runs/search"), is_genotype_folder("runs/nats/best")
+        (True, False)
+    """
     return (Path(folder) / GENOTYPE_NAME).is_file() and not (Path(folder) / CONFIG_NAME).exists()

@@ -48,6 +48,9 @@ def check_config(config: Mapping[str, Any], path: str | os.PathLike) -> None:
 
     Raises:
         NatsError: naming the file, the key and what was expected.
+
+    Example:
+        >>> check_config({"architecture": "resnet18", "num_classes": 10}, "config.json")
     """
     source = str(path)
     if config.get("model_args") is not None:
@@ -62,6 +65,11 @@ def check_model_args(args: Any, source: str) -> None:
 
     Raises:
         NatsError: what is no plain data within the limits above, or an argument of timm's factory.
+
+    Example:
+        >>> check_model_args({"checkpoint_path": "/etc/passwd"}, "config.json: model_args")
+        Traceback (most recent call last):
+        NatsError: config.json: model_args: checkpoint_path: is no argument of a network, and not taken from a config
     """
     if not isinstance(args, Mapping):
         raise NatsError(f"{source}: expected an object, found {short(args)}")
@@ -107,6 +115,9 @@ def check_pretrained_cfg(cfg: Any, source: str) -> None:
 
     Raises:
         NatsError: naming the source, the key and what was expected.
+
+    Example:
+        >>> check_pretrained_cfg({"input_size": [3, 224, 224], "mean": [0.5, 0.5, 0.5]}, "config.json: pretrained_cfg")
     """
     if not isinstance(cfg, Mapping):
         raise NatsError(f"{source}: expected an object, found {short(cfg)}")
@@ -143,6 +154,10 @@ def bounded(source: str, most_elements: int | None = None) -> Iterator[None]:
     Raises:
         NatsError: a network of more elements or modules, or whatever building it raised, in one line: arguments that
             a constructor does not take are told by all kinds of errors.
+
+    Example:
+        >>> with bounded("config.json", most_elements=12_000_000):
+        ...     model = timm.create_model("resnet18")
     """
     with limited_size(source, most_elements):
         try:
@@ -167,7 +182,13 @@ def on_meta(source: str, most_elements: int | None = None) -> Iterator[None]:
 
 
 def is_on_meta() -> bool:
-    """Tell whether modules that are built now have no memory."""
+    """Tell whether modules that are built now have no memory.
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     is_on_meta()
+        True
+    """
     return torch.empty(0).is_meta
 
 
@@ -177,6 +198,12 @@ def limited_size(source: str, most_elements: int | None = None) -> Iterator[None
 
     Raises:
         NatsError: naming the source and what was expected.
+
+    Example:
+        >>> with limited_size("config.json", most_elements=10):
+        ...     nn.Linear(5, 5)
+        Traceback (most recent call last):
+        NatsError: config.json: asks for a network of over 10 parameters
     """
     thread, elements, modules = threading.get_ident(), 0, 0
 

@@ -120,6 +120,10 @@ def write_folder_atomically(
 
     Raises:
         NatsError: something else is in the way, or the target can not be written.
+
+    Example:
+        >>> write_folder_atomically("model", lambda new: (new / "config.json").write_text("{}"))
+        PosixPath('model')
     """
     target = Path(folder).resolve()
     is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
@@ -143,7 +147,12 @@ def _is_own_model(folder: Path) -> bool:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """List a model's files in a folder, by name."""
+    """List a model's files in a folder, by name.
+
+    Example:
+        >>> [path.name for path in model_files(Path("runs/nats/best"))]
+        ['README.md', 'config.json', 'genotype.png', 'model.safetensors']
+    """
     files = (path for path in folder.iterdir() if path.is_file() and not leads_out(path))
     return sorted(path for path in files if any(fnmatch(path.name, pattern) for pattern in MODEL_FILES))
 
@@ -152,6 +161,11 @@ def leads_out(path: Path) -> bool:
     """Tell whether a file is a link to somewhere else: what it would publish is not the folder's.
 
     The Hub's cache is such links, to `blobs` beside its `snapshots` or beside its repositories; those count as its own.
+
+    Example:
+        >>> Path("model/notes.png").symlink_to("/etc/passwd")
+        >>> leads_out(Path("model/notes.png"))
+        True
     """
     folder = path.parent.resolve()
     storages = [snapshots.parent for snapshots in folder.parents if snapshots.name == "snapshots"]

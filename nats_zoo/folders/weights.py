@@ -28,6 +28,10 @@ def fetch_pretrained(name: str) -> None:
 
     Raises:
         NatsError: they can not be had.
+
+    Example:
+        >>> fetch_pretrained("resnet50.tv_in1k")
+        >>> model = timm.create_model("resnet50.tv_in1k", pretrained=True)  # from the cache
     """
     try:
         cfg = timm.get_pretrained_cfg(name)

@@ -27,6 +27,10 @@ def save_weights(state_dict: Mapping[str, Tensor], path: str | os.PathLike, geno
     """Write a safetensors file that carries the genotype's fingerprint (None: of a plain network).
 
     Equal tensors give equal files: safetensors writes several metadata in any order, so there is one.
+
+    Example:
+        >>> save_weights(model.state_dict(), "model.safetensors", model.genotype)
+        >>> WeightsFile("model.safetensors").check_fingerprint(model.genotype)
     """
     with atomic_file(path) as scratch:
         tensors = {name: tensor.contiguous() for name, tensor in state_dict.items()}
@@ -102,6 +106,10 @@ def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
 
     Raises:
         NatsError: no such file, or not in the safetensors format.
+
+    Example:
+        >>> model.load_state_dict(load_weights("model.safetensors"))
+        <All keys matched successfully>
     """
     if not os.path.exists(path):
         raise NatsError(f"{path}: can not be read: no such file")
@@ -128,6 +136,9 @@ def check_header(path: str | os.PathLike) -> None:
     Raises:
         NatsError: no such file, no header, one of over MAX_HEADER_BYTES, or one that names a tensor twice, gives it
             more than MAX_DIMENSIONS, or a name that can not be printed.
+
+    Example:
+        >>> check_header("model.safetensors")
     """
     header = parse_json(_header_bytes(path), f"{path}: not a safetensors file: its header", NatsError)
     if not isinstance(header, dict):

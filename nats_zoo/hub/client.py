@@ -61,6 +61,10 @@ def split_revision(source: str, revision: str | None = None) -> tuple[str, str |
 
     Raises:
         NatsError: no id of a repository, or two revisions.
+
+    Example:
+        >>> split_revision("hf-hub:org/name@v1")
+        ('org/name', 'v1')
     """
     repo, at, named = source.removeprefix(HUB_PREFIX).partition("@")
     check_repo_id(repo, source)
@@ -72,7 +76,12 @@ def split_revision(source: str, revision: str | None = None) -> tuple[str, str |
 
 
 def with_revision(model: str, revision: str | None) -> str:
-    """`org/name@revision`, from a model and the option `revision`; NatsError for one of a file or folder."""
+    """`org/name@revision`, from a model and the option `revision`; NatsError for one of a file or folder.
+
+    Example:
+        >>> with_revision("org/name", "v1")
+        'org/name@v1'
+    """
     if revision is None:
         return model
     if Path(model).exists():
@@ -81,7 +90,13 @@ def with_revision(model: str, revision: str | None) -> str:
 
 
 def check_repo_id(repo_id: str, source: str | None = None) -> None:
-    """Raise NatsError, about `source` if that is given, unless it is the id of a Hub repository."""
+    """Raise NatsError, about `source` if that is given, unless it is the id of a Hub repository.
+
+    Example:
+        >>> check_repo_id("name")
+        Traceback (most recent call last):
+        NatsError: name: neither a folder nor the id of a Hub repository (org/name)
+    """
     try:
         validate_repo_id(repo_id)
         valid = "/" in repo_id
@@ -92,7 +107,11 @@ def check_repo_id(repo_id: str, source: str | None = None) -> None:
 
 
 def usable_token(token: str | None) -> str | None:
-    """Choose the given token, else the one of the user's login, if any; NatsError for what can be none."""
+    """Choose the given token, else the one of the user's login, if any; NatsError for what can be none.
+
+    Example:
+        >>> api = HfApi(token=usable_token(None))
+    """
     token = token or get_token()
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         # The HTTP library would refuse the header too, but quote it, token and all.

@@ -27,6 +27,10 @@ def fetch_file(repo: str, name: str, snapshot: Path, *, token: str | None, state
 
     Raises:
         NatsError: it can not be had, or what came is not what the Hub states.
+
+    Example:
+        >>> snapshot = Path(snapshot_download("org/name", allow_patterns="config.json"))
+        >>> fetch_file("org/name", "model.safetensors", snapshot, token=None, stated={"model.safetensors": sha256})
     """
     if (snapshot / name).exists():
         return
@@ -52,6 +56,9 @@ def check_files(repo: str, snapshot: Path, stated: Mapping[str, str]) -> None:
 
     Raises:
         NatsError: one has another content; it is deleted, with all links to it that the client follows.
+
+    Example:
+        >>> check_files("org/name", snapshot, {"genotype.png": sha256})
     """
     for name, sha256 in stated.items():
         path = snapshot / name

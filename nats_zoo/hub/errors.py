@@ -43,7 +43,12 @@ Result = TypeVar("Result")
 
 @contextmanager
 def hub_errors(what: str, revision: str | None) -> Iterator[None]:
-    """Turn what the Hub's client raises into one line that begins with `what`."""
+    """Turn what the Hub's client raises into one line that begins with `what`.
+
+    Example:
+        >>> with hub_errors("org/name: not listed", None):
+        ...     refs = HfApi().list_repo_refs("org/name")
+    """
     try:
         yield
     except NatsError:
@@ -114,7 +119,12 @@ def _retry_after(response: Any) -> float | None:
 
 
 def explain(error: BaseException, revision: str | None) -> str:
-    """Say what an error of the Hub's client means to a user."""
+    """Say what an error of the Hub's client means to a user.
+
+    Example:
+        >>> explain(TimeoutError(), None)
+        'the Hub did not answer in time (see HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT)'
+    """
     cause, response = error.__cause__, getattr(error, "response", None)
     if isinstance(error, LocalEntryNotFoundError) and cause is not None:
         refused = status(cause) not in (None, *BUSY)
@@ -153,7 +163,12 @@ def _is_network_error(error: BaseException) -> bool:
 
 
 def status(error: BaseException) -> int | None:
-    """Read the status of the answer that an error, or what caused it, is about; None: there was none."""
+    """Read the status of the answer that an error, or what caused it, is about; None: there was none.
+
+    Example:
+        >>> status(OSError("no answer")) is None
+        True
+    """
     return getattr(_response(error), "status_code", None)
 
 

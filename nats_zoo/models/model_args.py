@@ -20,7 +20,13 @@ _SAVED = ("hf-hub", "local-dir")  # timm's word for where a pretrained cfg was r
 
 
 class RecordsGenotype:
-    """Mixin of timm networks that have a `genotype`: their `_model_args` hold it as a plain dict."""
+    """Mixin of timm networks that have a `genotype`: their `_model_args` hold it as a plain dict.
+
+    Example:
+        >>> model = timm.create_model("nats_resnet18", genotype="mine.json")
+        >>> model._model_args["genotype"] == model.genotype.to_dict()
+        True
+    """
 
     if TYPE_CHECKING:  # TorchScript knows no such type
         genotype: Genotype
@@ -40,7 +46,12 @@ class RecordsGenotype:
 
 
 def cfg_value(cfg: Any, key: str) -> Any:
-    """Read a value of a pretrained cfg, which timm passes as a mapping or as its dataclass; None: it is not there."""
+    """Read a value of a pretrained cfg, which timm passes as a mapping or as its dataclass; None: it is not there.
+
+    Example:
+        >>> cfg_value(timm.get_pretrained_cfg("resnet18.tv_in1k"), "hf_hub_id")
+        'timm/resnet18.tv_in1k'
+    """
     return cfg.get(key) if isinstance(cfg, Mapping) else getattr(cfg, key, None)
 
 
@@ -57,6 +68,10 @@ def check_saved_args(arguments: Mapping[str, Any]) -> bool:
     Raises:
         GenotypeError: something else than a genotype where one belongs.
         NatsError: arguments or a pretrained cfg that are not taken from a config, see `config_limits`.
+
+    Example:
+        >>> check_saved_args({"num_classes": 10})
+        False
     """
     model_args, cfg = arguments.get("pretrained_model_args"), arguments.get("pretrained_cfg")
     if cfg_value(cfg, "source") not in _SAVED and not model_args:
@@ -75,6 +90,11 @@ def check_saved_size(build: Callable[[], Any]) -> None:
 
     Args:
         build: builds it; called with the meta device, unless modules are built there already.
+
+    Example:
+        >>> check_saved_size(lambda: timm.create_model("resnet18", num_classes=2**31))
+        Traceback (most recent call last):
+        NatsError: config.json: asks for a network of over 2,147,483,648 parameters
     """
     if not is_on_meta():
         with on_meta("config.json", MAX_ELEMENTS):
@@ -90,6 +110,10 @@ def prepare_saved_weights(arguments: Mapping[str, Any]) -> None:
     Raises:
         NatsError: they can not be had, are not what the Hub says, are not safetensors, or say that they belong to
             another genotype than the config's.
+
+    Example:
+        >>> cfg = {"source": "hf-hub", "hf_hub_id": "org/name"}
+        >>> prepare_saved_weights({"pretrained_cfg": cfg, "pretrained_model_args": {"genotype": genotype.to_dict()}})
     """
     cfg = arguments.get("pretrained_cfg")
     source = cfg_value(cfg, "source")

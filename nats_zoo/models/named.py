@@ -226,6 +226,10 @@ def find_nats_network(name: str, genotype: Genotype | Mapping | str | None = Non
 
     Raises:
         NatsError: also where there is none.
+
+    Example:
+        >>> find_nats_network("resnet18").name
+        'nats_resnet18'
     """
     network = find_network(name, genotype)
     if network.genotype is not None:
@@ -250,7 +254,12 @@ def _folder_network(folder: ModelFolder) -> NamedNetwork:
 
 
 def genotype_name(genotype: Genotype) -> str:
-    """What to call a genotype: its file's name without the suffix, else its model folder's or its architecture's."""
+    """What to call a genotype: its file's name without the suffix, else its model folder's or its architecture's.
+
+    Example:
+        >>> genotype_name(find_genotype("nats_resnet18"))
+        'resnet18_c_n4_bccd'
+    """
     source = genotype.source.partition(": ")[0]
     if source.startswith(HUB_PREFIX):
         return split_revision(source)[0].rpartition("/")[2]
@@ -261,7 +270,12 @@ def genotype_name(genotype: Genotype) -> str:
 
 
 def folder_name(folder: Path) -> str:
-    """What to call a folder: its name, or that of the repository which the Hub's client has put into it."""
+    """What to call a folder: its name, or that of the repository which the Hub's client has put into it.
+
+    Example:
+        >>> folder_name(Path("models--org--name/snapshots/0123"))
+        'name'
+    """
     storage = folder.parent.parent
     if folder.parent.name == "snapshots" and storage.name.startswith("models--"):
         return storage.name.rpartition("--")[2]
@@ -273,6 +287,12 @@ def wake_branches(model: nn.Module) -> None:
     """Undo timm's zero-initialised last batch norms and tiny layer scales, in place.
 
     At random weights they switch every residual branch off.
+
+    Example:
+        >>> model = timm.create_model("resnet18")
+        >>> wake_branches(model)
+        >>> model.layer1[0].bn2.weight.min().item()
+        1.0
     """
     for module in model.modules():
         scales = [module.weight] if isinstance(module, _BatchNorm) else [getattr(module, "gamma", None)]

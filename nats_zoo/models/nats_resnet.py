@@ -85,7 +85,11 @@ def _create_nats_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -
 
 @register_model
 def nats_resnet18(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
-    """ResNet-18. Its default genotype was searched."""
+    """ResNet-18. Its default genotype was searched.
+
+    Example:
+        >>> model = timm.create_model("nats_resnet18", pretrained=True)
+    """
     model_args = dict(block=BasicBlock, layers=(2, 2, 2, 2))
     return _create_nats_resnet("nats_resnet18", pretrained, **dict(model_args, **kwargs))
 
@@ -95,6 +99,9 @@ def nats_resnet34(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
     """ResNet-34.
 
     Its default genotype is transferred from ResNet-18's, `resnet18_c_n4_bccd`, not searched.
+
+    Example:
+        >>> model = timm.create_model("nats_resnet34", pretrained=True)
     """
     model_args = dict(block=BasicBlock, layers=(3, 4, 6, 3))
     return _create_nats_resnet("nats_resnet34", pretrained, **dict(model_args, **kwargs))
@@ -102,7 +109,11 @@ def nats_resnet34(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
 
 @register_model
 def nats_resnet50(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
-    """ResNet-50. Its default genotype was searched."""
+    """ResNet-50. Its default genotype was searched.
+
+    Example:
+        >>> model = timm.create_model("nats_resnet50", pretrained=True)
+    """
     model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3))
     return _create_nats_resnet("nats_resnet50", pretrained, **dict(model_args, **kwargs))
 
@@ -112,6 +123,9 @@ def nats_resnet101(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
     """ResNet-101.
 
     Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+
+    Example:
+        >>> model = timm.create_model("nats_resnet101", pretrained=True)
     """
     model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3))
     return _create_nats_resnet("nats_resnet101", pretrained, **dict(model_args, **kwargs))
@@ -122,6 +136,9 @@ def nats_resnet152(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
     """ResNet-152.
 
     Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+
+    Example:
+        >>> model = timm.create_model("nats_resnet152", pretrained=True)
     """
     model_args = dict(block=Bottleneck, layers=(3, 8, 36, 3))
     return _create_nats_resnet("nats_resnet152", pretrained, **dict(model_args, **kwargs))
@@ -132,6 +149,9 @@ def nats_resnext50_32x4d(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
     """ResNeXt-50 32x4d.
 
     Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+
+    Example:
+        >>> model = timm.create_model("nats_resnext50_32x4d", pretrained=True)
     """
     model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), cardinality=32, base_width=4)
     return _create_nats_resnet("nats_resnext50_32x4d", pretrained, **dict(model_args, **kwargs))
@@ -142,6 +162,9 @@ def nats_resnext101_32x4d(pretrained: bool = False, **kwargs: Any) -> NatsResNet
     """ResNeXt-101 32x4d.
 
     Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+
+    Example:
+        >>> model = timm.create_model("nats_resnext101_32x4d", pretrained=True)
     """
     model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3), cardinality=32, base_width=4)
     return _create_nats_resnet("nats_resnext101_32x4d", pretrained, **dict(model_args, **kwargs))
@@ -152,6 +175,9 @@ def nats_resnext101_32x8d(pretrained: bool = False, **kwargs: Any) -> NatsResNet
     """ResNeXt-101 32x8d.
 
     Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+
+    Example:
+        >>> model = timm.create_model("nats_resnext101_32x8d", pretrained=True)
     """
     model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3), cardinality=32, base_width=8)
     return _create_nats_resnet("nats_resnext101_32x8d", pretrained, **dict(model_args, **kwargs))
@@ -162,6 +188,9 @@ def nats_wide_resnet50_2(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
     """Wide ResNet-50-2, with 3x3 convolutions twice as wide.
 
     Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+
+    Example:
+        >>> model = timm.create_model("nats_wide_resnet50_2", pretrained=True)
     """
     model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), base_width=128)
     return _create_nats_resnet("nats_wide_resnet50_2", pretrained, **dict(model_args, **kwargs))
@@ -172,6 +201,9 @@ def nats_resnet50d(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
     """ResNet-50-D, with a stem of three 3x3 convolutions and average pooling in the shortcuts.
 
     Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+
+    Example:
+        >>> model = timm.create_model("nats_resnet50d", pretrained=True)
     """
     model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), stem_width=32, stem_type="deep", avg_down=True)
     return _create_nats_resnet("nats_resnet50d", pretrained, **dict(model_args, **kwargs))
@@ -182,6 +214,9 @@ def nats_seresnet50(pretrained: bool = False, **kwargs: Any) -> NatsResNet:
     """SE-ResNet-50, with squeeze and excitation.
 
     Its default genotype is transferred from ResNet-50's, `resnet50_c_n16_bccd`, not searched.
+
+    Example:
+        >>> model = timm.create_model("nats_seresnet50", pretrained=True)
     """
     model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), block_args=dict(attn_layer="se"))
     return _create_nats_resnet("nats_seresnet50", pretrained, **dict(model_args, **kwargs))

@@ -49,6 +49,9 @@ def check_backbone(folder: ModelFolder) -> None:
 
     Raises:
         NatsError: naming the file, and the key, fingerprints or tensor.
+
+    Example:
+        >>> check_backbone(ModelFolder.open("runs/backbone"))
     """
     path, architecture = folder.config_path, folder.config.get("architecture")
     genotype = (folder.config.get("model_args") or {}).get("genotype")

@@ -23,6 +23,11 @@ class Entry(NamedTuple):
         genotype_name: of its default genotype, None if it has none.
         genotype: the default genotype itself.
         tags: of the plain network's pretrained weights in timm, the default one first.
+
+    Example:
+        >>> entry = list_zoo()[0]
+        >>> entry.variant, entry.genotype_name, entry.tags[0]
+        ('nats_resnet18', 'resnet18_c_n4_bccd', 'tv_in1k')
     """
 
     variant: str
@@ -68,7 +73,11 @@ def list_zoo() -> list[Entry]:
 
 
 def zoo_table(entries: Sequence[Entry]) -> str:
-    """Show variants, genotypes and tags as text of at most 120 columns."""
+    """Show variants, genotypes and tags as text of at most 120 columns.
+
+    Example:
+        >>> print(zoo_table(list_zoo()))
+    """
     rows = [["variant", "default genotype", "changed", "how it was found"]]
     for entry in entries:
         if entry.genotype is None:

@@ -95,6 +95,10 @@ def card_metadata(
         licences: what its section on them says.
         base: its licence is the model's too, until `publish` is told another one.
         **values: of `ModelCardData`; `tags` come behind the zoo's own.
+
+    Example:
+        >>> card_metadata("genotype", "resnet50", Licences(), library_name="nats-zoo").tags
+        ['nats-zoo', 'nats-zoo-genotype']
     """
     tags = [TAG, f"{TAG}-{kind}", *values.pop("tags", ())]
     return ModelCardData(
@@ -117,6 +121,11 @@ def eval_results(
         figures: by a name for people, the Hub's name of the metric and its value.
         evaluated_on: data set and split, for people.
         run: names them singly.
+
+    Example:
+        >>> found = eval_results("object-detection", {"box AP": ("mAP", 37.41)}, "COCO val2017", None)
+        >>> found[0].metric_value, found[0].dataset_type
+        (37.41, 'coco-val2017')
     """
     dataset, split = (run.dataset, run.split) if run else (None, None)
     slug = re.sub("[^a-z0-9]+", "-", (dataset or evaluated_on).lower()).strip("-") or "unnamed"
@@ -145,6 +154,10 @@ def render_card(kind: str, metadata: ModelCardData, genotype: Genotype | None, l
         licences: see `Licences`.
         **facts: what the kind's template names, and of the shared sections `run` (RunFacts), `task` (what the run
             did), `metrics` (values by name), `evaluated_on` (data and split of them) and `class_rows` (a table).
+
+    Example:
+        >>> metadata = card_metadata("genotype", genotype.architecture, licences := Licences(model="mit"))
+        >>> text = render_card("genotype", metadata, genotype, licences, architecture=genotype.architecture)
     """
     text = "".join((TEMPLATES / f"{name}.md.j2").read_text(encoding="utf-8") for name in (kind, "sections"))
     card = ModelCard.from_template(

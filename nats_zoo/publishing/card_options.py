@@ -31,6 +31,10 @@ class CardOptions:
 
     Raises:
         NatsError: naming the option and what was expected.
+
+    Example:
+        >>> options = CardOptions(license="mit", dataset="org/pets")
+        >>> text = options.fill(Path("runs/nats/best/README.md").read_text(), "README.md")
     """
 
     license: str | None = None

@@ -32,6 +32,10 @@ class Repository:
         private: only who has access to it can see it.
         gated: its files are for those who asked for access.
         last_modified: ISO 8601.
+
+    Example:
+        >>> Repository("org/name", kind="backbone", network="resnet50").to_dict()["kind"]
+        'backbone'
     """
 
     id: str
@@ -105,7 +109,11 @@ def _text(value: Any) -> str | None:
 
 
 def collection_table(repositories: Sequence[Repository]) -> str:
-    """Show repositories as aligned text."""
+    """Show repositories as aligned text.
+
+    Example:
+        >>> print(collection_table([Repository("org/name", kind="backbone", network="resnet50")]))
+    """
     rows: list[tuple[str, ...]] = [("repository", "kind", "network", "AP", "on", "licence", "access", "modified")]
     rows += [_row(repository) for repository in repositories]
     return "\n".join(text_table(rows))

@@ -65,6 +65,10 @@ def genotype_files(source: Path, scratch: Path) -> dict[str, Path]:
 
     Raises:
         NatsError: a genotype that can not be read.
+
+    Example:
+        >>> sorted(genotype_files(Path("mine.json"), Path(tempfile.mkdtemp())))
+        ['README.md', 'genotype.json', 'genotype.png']
     """
     if source.is_dir():
         files = {name: source / name for name in GENOTYPE_FILES if (source / name).is_file()}
@@ -116,6 +120,9 @@ def genotype_card(genotype: Genotype, run: RunFacts | None = None) -> str:
     Args:
         genotype: what it is about.
         run: the search that found it.
+
+    Example:
+        >>> print(genotype_card(Genotype.load("mine.json")))
     """
     architecture, variant = genotype.architecture, VARIANT_PREFIX + genotype.architecture
     licences = Licences(weights="none: a genotype holds no weights")
