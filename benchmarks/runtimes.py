@@ -205,7 +205,7 @@ def export_networks(args: argparse.Namespace, images: Tensor, folder: Path) -> I
         for form in ("as it is",) if genotype is None else args.form:
             network = in_form(model, form)
             path = folder / f"{name}_{form.replace(' ', '_')}.onnx"
-            export(network, path, "onnx", images.shape[-2:], dynamic=not args.fixed)
+            export(network, path, "onnx", size=images.shape[-2:], dynamic=not args.fixed)
             maps = [y.numpy() for y in network(images[:1])]
             yield Network(name, form), Exported(path, maps, genotype.fingerprint()[:12] if genotype else "")
 
