@@ -68,4 +68,5 @@ def short(value: Any) -> str:
 _TOKEN = re.compile(r"hf_(?:oauth_|jwt_)?[A-Za-z0-9]{8}[A-Za-z0-9._-]*")
 _CREDENTIALS = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]{0,20}://)[^\s/@]+@")
 _REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
+_REPR.maxother = _REPR.maxlong = 60
+_REPR.maxstring = 66  # a sha256 in quotes is whole
