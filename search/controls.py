@@ -253,14 +253,9 @@ def make_control(
     Raises:
         NatsError: an option that the kind needs is missing, one that it does not take is there, or one is wrong.
     """
-    options = {"backbone": backbone, "space": space, "groups": groups, "channels_per_group": channels_per_group}
-    options |= {
-        "convs": convs,
-        "basic_block": basic_block,
-        "dilation": dilation,
-        "shares": shares,
-        "genotype": genotype,
-    }
+    options: dict[str, Any] = {"backbone": backbone, "space": space, "convs": convs, "basic_block": basic_block}
+    options |= {"groups": groups, "channels_per_group": channels_per_group, "dilation": dilation, "shares": shares}
+    options["genotype"] = genotype
     given = {name: value for name, value in options.items() if value is not None}
     needed, others = _OPTIONS[kind]
     for name in given:

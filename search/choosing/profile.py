@@ -134,7 +134,7 @@ def profile_network(
     found = find_space(space)
     with torch.device("meta"):  # names and shapes are all that is needed
         network = plain.build()
-    options = {"device": device, "dtype": dtype, "memory_format": memory_format, "repeats": repeats}
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "memory_format": memory_format, "repeats": repeats}
     table = profile(network, searched_convs(network, found, convs, basic_block), size, batch, **options)
     table.save(target)
     return table, target
