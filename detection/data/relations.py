@@ -81,7 +81,8 @@ def draw_relations(
     for key, number in {**counts, "seed": seed}.items():
         if number < 0:
             raise NatsError(f"{key}: expected 0 or more, found {number}")
-    for spacing in spacings or [()]:
+    asked: Sequence[Sequence[int]] = spacings or [()]
+    for spacing in asked:
         _check_spacing(spacing, size)
     if not root.exists():
         with atomic_folder(root) as folder:
@@ -165,7 +166,7 @@ def _draw_pairs(spacings: Sequence[Spacing], size: int, rng: np.random.Generator
 
 def _draw_pair(spacings: Sequence[Spacing], size: int, rng: np.random.Generator) -> Pair | None:
     """A pair, or None if its dark blob would lie outside."""
-    across, down = spacings[rng.integers(len(spacings))]
+    across, down = spacings[int(rng.integers(len(spacings)))]
     direction = int(rng.integers(len(DIRECTIONS)))
     angle, length = direction * 2 * math.pi / len(DIRECTIONS), rng.uniform(1 - JITTER, 1 + JITTER)
     x, y = rng.uniform(BOX / 2, size - BOX / 2, 2)

@@ -88,7 +88,9 @@ def _overall_curves(evaluation: CocoEvaluation) -> Figure:
     figure = Figure(figsize=(5.2, 4.6), layout="constrained")
     axes = _recall_axes(figure.add_subplot())
     kinds = (("boxes", evaluation.boxes, BOX_COLOUR), ("masks", evaluation.masks, MASK_COLOUR))
-    for kind, each, colour in (kind for kind in kinds if kind[1] is not None):
+    for kind, each, colour in kinds:
+        if each is None:
+            continue
         for iou, style in ((0.5, "-"), (0.75, "--")):
             curve = _precision(each, iou)[:, _measured(each)].mean(axis=1)
             label = f"{kind}, IoU {iou:.2f}: AP {100 * curve.mean():.1f}"

@@ -52,7 +52,8 @@ class InitialDetector:
         """
         if self.folder is None:
             return build_detector(self.config)
-        detector = assemble(self.config, create_body(self.config.backbone, self.config.genotype))
+        genotype = None if self.config.genotype is None else find_genotype(self.config.genotype)
+        detector = assemble(self.config, create_body(self.config.backbone, genotype))
         source = from_pretrained(self.folder).state_dict()
         detector.load_state_dict(_take_over(detector.state_dict(), source, self.config, self.kept))
         if calibration is not None:

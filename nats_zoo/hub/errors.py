@@ -146,7 +146,10 @@ def _explain_silence(error: BaseException) -> str:
         ),
         (is_timeout, "the Hub did not answer in time (see HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT)"),
         (type(error).__name__ in _CUTS, "the connection was cut"),
-        (size is not None, size and f"{size[2]} bytes came instead of {size[1]}, a proxy's error page?; try again"),
+        (
+            size is not None,
+            f"{size[2]} bytes came instead of {size[1]}, a proxy's error page?; try again" if size else "",
+        ),
         (_is_network_error(error), f"the Hub can not be reached ({one_line(error)})"),
     )
     return _first(reasons, error)

@@ -56,7 +56,9 @@ def from_ic_conv_checkpoint(
     model = network.create(num_classes=0 if head is None else len(head), pretrained_cfg_overlay=overlay)
     _check_inputs(model, genotype, str(checkpoint))
     for name, runs in genotype.convs.items():
-        _join_pieces(state, name, runs, model.get_submodule(name), str(checkpoint))
+        conv = model.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d), "the genotype fits it"
+        _join_pieces(state, name, runs, conv, str(checkpoint))
     expected = model.state_dict()
     for name in sorted(expected.keys() | state.keys()):
         shapes = [tuple(tensors[name].shape) if name in tensors else "no such tensor" for tensors in (expected, state)]

@@ -67,7 +67,8 @@ def list_zoo() -> list[Entry]:
         name = DEFAULT_GENOTYPES.get(variant.removeprefix(VARIANT_PREFIX))
         tags = [name.partition(".")[2] for name in timm.list_models(variant, pretrained=True)]
         cfg = timm.get_pretrained_cfg(variant, allow_unregistered=True)
-        tags.sort(key=lambda tag, default=cfg and cfg.tag: tag != default)
+        default = cfg and cfg.tag
+        tags = [tag for tag in tags if tag == default] + [tag for tag in tags if tag != default]
         entries.append(Entry(variant, name, None if name is None else find_genotype(name), tuple(tags)))
     return sorted(entries, key=lambda entry: entry.genotype is None)
 

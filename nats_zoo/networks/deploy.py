@@ -292,6 +292,7 @@ def _rebuild(
         options["runs"] = conv.runs if dilations is None else Runs.of(dilations)
     rebuilt = type(conv)(*shape, **options)
     if isinstance(conv, RegroupedConv2d):
+        assert isinstance(rebuilt, RegroupedConv2d)
         rebuilt.shares_columns = conv.shares_columns
     rebuilt.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
     if bias is not None:

@@ -199,6 +199,7 @@ def choose_form(runtime: str | None, format: Format | Literal["auto"], deploy: b
         ('onnx', 'deploy')
     """
     if runtime is None:
+        assert format != "auto", "only a runtime says which"
         return format, "deploy" if deploy else "as it is"
     best, form = BEST_FORMS[runtime]
     if format not in ("auto", best):

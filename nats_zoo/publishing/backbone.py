@@ -62,8 +62,8 @@ def save_backbone(
         save_weights(model.state_dict(), new / WEIGHTS_NAME, genotype)
         check_backbone(ModelFolder.open(new))
         save_chart(genotype, new / CHART_NAME)
-        facts = {"metrics": metrics or {}, "base_model": base_model, "evaluated_on": evaluated_on, "run": run}
-        write_text(new / CARD_NAME, _backbone_card(model, genotype, **facts))
+        facts: dict[str, Any] = {"metrics": metrics or {}, "base_model": base_model, "evaluated_on": evaluated_on}
+        write_text(new / CARD_NAME, _backbone_card(model, genotype, run=run, **facts))
 
     return write_folder_atomically(folder, write)
 
@@ -87,7 +87,7 @@ def _backbone_card(
     cfg = model.pretrained_cfg
     is_any = cfg["architecture"] == NATS_ANY
     tag = f".{cfg['tag']}" if cfg.get("tag") else ""
-    base = run and run.base
+    base = None if run is None else run.base
     if base is None:  # timm does not record whether the weights of a network's tag were loaded
         name = f"timm's {cfg['architecture']}{tag}, if it began with them"
         base = BaseWeights(name=name, hub_id=base_model, license=cfg.get("license"))

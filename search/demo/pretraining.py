@@ -47,7 +47,7 @@ def pretrain(folder: Path, architecture: str = "test_resnet", images: int = 8000
         loss.backward()
         optimizer.step()
     with atomic_folder(folder) as scratch:
-        save_for_hf(network, scratch, safe_serialization=True)
+        save_for_hf(network, str(scratch), safe_serialization=True)
     return folder
 
 

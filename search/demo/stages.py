@@ -113,7 +113,7 @@ def _stages(folder: Path, seed: int) -> list[Stage]:
         Trainer(TrainConfig(data=str(small), output=str(detector.parent), seed=seed, **COMMON, **recipe)).run()
 
     def search() -> None:
-        sizes = {"min_size": LARGE, "max_size": LARGE, "init": str(detector), "backbone": NETWORK}
+        sizes: dict[str, Any] = {"min_size": LARGE, "max_size": LARGE, "init": str(detector), "backbone": NETWORK}
         config = SearchConfig(
             data=str(data), output=str(searched), space=str(space), seed=seed, note="nats demo", **COMMON, **SEARCH,
             **sizes,

@@ -1,6 +1,6 @@
 """The trials of a sensitivity search: scoring, trying and keeping changes on a detector's images, resumable."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -52,7 +52,7 @@ class Trials:
         self.accelerator, self.batch_size, self.seed, self.calibrate = accelerator, batch_size, seed, calibrate
         self.search = SensitivitySearch(convs, self._score, self._held_back_loss, max_dilations, max_rounds)
 
-    def records(self) -> Iterator[dict[str, Any]]:
+    def records(self) -> Generator[dict[str, Any], None, None]:
         """Try changes until none helps, or go on doing so.
 
         Yields:

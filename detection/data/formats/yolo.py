@@ -74,7 +74,8 @@ def read_yolo(root: str | Path, split: str) -> RawData:
     labels = [label_file(path) for path in paths]
     if not any(map(os.path.isfile, labels)):
         raise DataError(f"{config.path}: {split}: expected label files, such as {labels[0]}, found none")
-    images, annotations = [], []
+    images: list[Photo] = []
+    annotations: list[Annotation] = []
     sizes, unreadable = read_sizes(paths)
     defects += unreadable
     for number, (path, label, size) in enumerate(zip(paths, labels, sizes, strict=True), start=1):
