@@ -201,7 +201,10 @@ def refused(arguments, capfd, home):
 
 
 OPTIONS = {
-    "unknown command": (["serch"], "serch: no such command, expected one of list, show, erf, profile, search, control"),
+    "unknown command": (
+        ["serch"],
+        "serch: no such command, expected one of list, show, erf, transfer, merge, profile, search",
+    ),
     "unknown option": ([*SEARCH, "--colour", "red"], "--colour"),
     "missing options": (["search", "--config", "recipe.yaml"], "required: output"),
     "missing positional": (["evaluate", "begun"], "required: data"),

@@ -482,7 +482,7 @@ ERRORS = {
     "two revisions": "org/detector@v1: names the revision 'v1', and 'main' was asked for too",
     "no revision": "org/detector@: expected a branch, a tag or a commit after the @",
     "sneaky": "genotype",
-    "sneaky genotype": "the genotype must be an object",
+    "sneaky genotype": "genotype: expected an object with string keys, found str",
     "plain genotype": "hf-hub:org/plain: a plain network, it has no genotype",
     "no genotype": "org/text: neither genotype.json nor config.json is in the repository",
     "nothing": "hf-hub:org/nothing: from the Hub: no such repository",
