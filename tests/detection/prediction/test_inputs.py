@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import timm
@@ -150,10 +151,11 @@ def expected_boxes(detector, file, threshold):
         pixels = F.pil_to_tensor(image.convert("RGB")).float() / 255
     with torch.no_grad():
         (output,) = detector([pixels])
+    near = partial(pytest.approx, abs=1e-5)  # float32: processors of other kinds add in other orders
     names = detector.config.classes
     rows = zip(output["boxes"].tolist(), output["labels"].tolist(), output["scores"].tolist(), strict=True)
     return [
-        {"box": pytest.approx(box, abs=1e-3), "label": label, "name": names[label - 1], "score": pytest.approx(score)}
+        {"box": pytest.approx(box, abs=1e-3), "label": label, "name": names[label - 1], "score": near(score)}
         for box, label, score in rows
         if score >= threshold
     ]
