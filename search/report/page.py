@@ -15,7 +15,7 @@ from ...base.files import atomic_folder, read_json, write_text
 from ...base.names import VARIANT_PREFIX
 from ...base.run_log import Record, has_key, latest, read_log
 from ...base.text import card_table, markdown_table
-from ...detection.models.options import DETECTOR_OPTIONS
+from ...detection.models.options import DETECTOR_OPTIONS, FIXED_OPTIONS
 from ...detection.runs.config import RunConfig
 from ...detection.training.config import TrainConfig
 from ...genotype.genotype import Genotype
@@ -84,6 +84,11 @@ class SearchRun:
     @property
     def mode(self) -> str:
         return self.option("mode") or self.genotype.provenance.get("method") or "mixture"
+
+    @property
+    def init(self) -> str | None:
+        """The trained detector that the search began with; earlier runs call the option `detector`."""
+        return self.option("init") or self.option("detector")
 
     @property
     def is_sensitivity(self) -> bool:
@@ -266,7 +271,7 @@ def _searched_facts(run: SearchRun) -> dict[str, str]:
 
 def _backbone(run: SearchRun) -> str:
     """With its tag, unless a detector that the search started from decided it."""
-    named = None if run.option("detector") else run.option("backbone")
+    named = None if run.init else run.option("backbone")
     return named or run.genotype.architecture
 
 
@@ -287,9 +292,9 @@ def _other_options(run: SearchRun) -> dict[str, str]:
     """Those of the search's own options that are not at their defaults."""
     shared = {field.name for field in dataclasses.fields(RunConfig)}
     hidden = shared | SHOWN | (ALPHA_ONLY if run.is_sensitivity else SENSITIVITY_ONLY)
-    names = {"detector": "started from the detector"}
-    changed = _changed_options(run, SearchConfig, hidden)
-    return {names.get(name, name.replace("_", " ")): _words(value) for name, value in changed.items()}
+    began = {} if run.init is None else {"started from the detector": _words(run.init)}
+    changed = _changed_options(run, SearchConfig, hidden | {"init"})
+    return began | {name.replace("_", " "): _words(value) for name, value in changed.items()}
 
 
 def _changed_options(run: SearchRun, config: type, hidden: set[str]) -> dict[str, Any]:
@@ -372,7 +377,7 @@ def _next_steps(run: SearchRun) -> str:
     ]
     parts = ["## What to do next", "Train the genotype, and the plain network equally:"]
     parts.append("```bash\n{}\n```".format("\n".join(commands)))
-    if run.option("detector"):
+    if run.init:
         parts.append("Add the framework and the sizes of the detector that the search started from.")
     return "\n\n".join([*parts, CONTROLS])
 
@@ -385,7 +390,9 @@ def _train_command(run: SearchRun) -> list[str]:
     words = ["nats", "train", "--data", str(run.option("data", "DATA"))]
     words += ["--backbone", _backbone(run).removeprefix(VARIANT_PREFIX)]
     own = {field.name for field in dataclasses.fields(TrainConfig)} - {f.name for f in dataclasses.fields(RunConfig)}
-    hidden = own | NOT_CARRIED | (set(DETECTOR_OPTIONS) - {"trainable_layers"} if run.option("detector") else set())
+    hidden = own | NOT_CARRIED
+    if run.init:  # which has options of its own; in earlier runs none of the search's stood above them
+        hidden |= set(FIXED_OPTIONS if run.option("init") else DETECTOR_OPTIONS) - {"trainable_layers"}
     for name, value in _changed_options(run, TrainConfig, hidden).items():
         words += [f"--{name}", _argument(value)]
     return words

@@ -395,15 +395,17 @@ def test_a_sensitivity_search_that_found_nothing_says_so_and_one_that_came_to_it
     assert "alpha" not in page.partition("## What")[0]
 
 
-def test_a_sensitivity_search_of_a_trained_detector_needs_no_training(report):
+@pytest.mark.parametrize("option", ["init", "detector"])  # as it is called, and was in earlier runs
+def test_a_sensitivity_search_of_a_trained_detector_needs_no_training(option, report):
     records = [scores_record(0), {**trial(1, 2, -0.1, -0.2, True), "epoch": 0.0}]
-    options = {"detector": "runs/plain/model", "backbone": "resnet50", "epochs": 0, "min_size": 640}
+    options = {option: "runs/plain/model", "backbone": "resnet50", "epochs": 0, "min_size": 640, "fpn_channels": 64}
     warnings, page = report(records, mode="sensitivity", **options)
     assert warnings == []
     assert pictures(report.folder) == {"genotype.png", "predictions.png", "scores.png"}
     assert table(page)["started from the detector"] == "runs/plain/model"
     assert table(page)["backbone"] == "resnet18"
-    assert "--min_size" not in page
+    assert ("--min_size 640" in page) == (option == "init")  # it stands above the detector's own
+    assert "--fpn_channels" not in page
     assert "--backbone resnet18 " in page
 
 
