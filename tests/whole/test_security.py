@@ -376,7 +376,7 @@ def test_outputs_named_after_inputs_stay_in_the_output_folder(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["../../resnet18", "/etc/x", "resnet18/../x", ".hidden", "a\\b", "", "x" * 200, "a b"])
 def test_an_architecture_after_which_files_are_named_is_no_path(name):
-    with pytest.raises(GenotypeError, match="architecture must be a timm model name"):
+    with pytest.raises(GenotypeError, match="architecture: expected a timm model name, found"):
         Genotype(name, {})
 
 
