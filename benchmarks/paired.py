@@ -71,12 +71,12 @@ def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
     The share of sign flips whose sum is at least as far from zero as the observed one: of all 2^n up to 16 pairs
     (the smallest p is then 2 / 2^n); beyond, of 100,000 random ones and the observed one.
     """
-    if len(differences) == 1:  # which the library refuses
+    total = np.abs(differences).sum()
+    if len(differences) == 1 or total == 0:  # the library refuses one pair; and no flip moves a sum of zeros
         return 1.0
-    digits = 9 - math.ceil(math.log10(max(np.abs(differences).sum(), 1e-300)))  # equal sums, added up in another order
 
     def far_from_zero(values: np.ndarray, axis: int) -> np.ndarray:
-        return np.abs(values.sum(axis)).round(digits)
+        return np.abs(values.sum(axis) / total).round(9)  # equal sums, added up in another order
 
     options = {"permutation_type": "samples", "alternative": "greater", "n_resamples": RANDOM_FLIPS}
     return float(permutation_test((differences,), far_from_zero, rng=seed, **options).pvalue)

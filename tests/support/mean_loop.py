@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
@@ -121,8 +122,7 @@ def silent_run(output: str, data: str, group_timeout: float | None, patience: fl
     processes.LAUNCHER_PATIENCE = patience
     handlers = [InitProcessGroupKwargs(timeout=timedelta(seconds=group_timeout))] if group_timeout else []
     loop = SilentLoop(Accelerator(kwargs_handlers=handlers), output, data, {})
-    command = cli.Command("", lambda parser: lambda options: loop.run())
-    cli.COMMANDS["silent"] = command
+    cli.COMMANDS["silent"] = SimpleNamespace(summary="", build=lambda parser: lambda options: loop.run())
     sys.exit(cli.main(["silent"]))
 
 
